@@ -77,10 +77,9 @@ Status DecodeBlockMatmul(const BlockMatmulBuffers& buffers, BlockMatmul* problem
   if (Status s = Product(x, num_group_axes, x.ndim() - 1, &problem->batch); !s.ok()) return s;
   problem->in = x.dims().back();
   problem->out = y.dims().back();
-  if (Status s = CheckProductFits(
-          "the number of multiplications",
-          {groups.num_groups(), problem->capacity, problem->block_in, problem->block_out,
-           problem->batch});
+  if (Status s = CheckProductFits("the number of multiplications",
+                                  {groups.num_groups(), problem->capacity, problem->block_in,
+                                   problem->block_out, problem->batch});
       !s.ok())
     return s;
 
@@ -130,10 +129,9 @@ Status DecodeBlockCopy(const BlockCopyBuffers& buffers, BlockMatmul* problem, si
           {groups.num_groups(), problem->in, problem->out, static_cast<int64_t>(*item_bytes)});
       !s.ok())
     return s;
-  if (Status s = CheckProductFits(
-          "the size of the values",
-          {groups.num_groups(), problem->capacity, problem->block_in, problem->block_out,
-           static_cast<int64_t>(*item_bytes)});
+  if (Status s = CheckProductFits("the size of the values",
+                                  {groups.num_groups(), problem->capacity, problem->block_in,
+                                   problem->block_out, static_cast<int64_t>(*item_bytes)});
       !s.ok())
     return s;
 

@@ -1,8 +1,9 @@
 // Products with block-sparse weights: operands in the order x, w, y without the result, then rows,
 // cols; then the result. Shapes: ffi/decode.h. The three differ in which array is the result.
+#include "core/block_matmul.h"
+
 #include <string>
 
-#include "core/block_matmul.h"
 #include "cpu/kernel_table.h"
 #include "ffi/check.h"
 #include "ffi/decode.h"
@@ -19,11 +20,11 @@ Status Run(ffi::ThreadPool pool, const BlockMatmulBuffers& buffers) {
   std::string why;
   const KernelTable* kernels = ActiveKernels(&why);
   if (kernels == nullptr) return Status::InvalidArgument(why);
-  const BlockMatmulKernel* by_dtype = buffers.role == Role::kForward     ? kernels->block_forward
-                                      : buffers.role == Role::kInputGrad ? kernels->block_input_grad
-                                                                         : kernels->block_weight_grad;
+  const BlockMatmulKernel* kernel = kernels->block_forward;
+  if (buffers.role == Role::kInputGrad) kernel = kernels->block_input_grad;
+  if (buffers.role == Role::kWeightGrad) kernel = kernels->block_weight_grad;
   XlaTaskPool tasks(pool);
-  return by_dtype[static_cast<int>(dtype)](problem, tasks);
+  return kernel[static_cast<int>(dtype)](problem, tasks);
 }
 
 ffi::Error Forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer rows,
