@@ -1,0 +1,35 @@
+"""Sparse neural-network ops for JAX.
+
+`matmul(x, w)` takes a `SparseWeight`, which `fromdense(w, "32x32", sparsity=0.9)` makes. Patterns
+are made and changed in `jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx` and
+`jaxsparse.linen`, which need Flax and are imported when asked for.
+"""
+
+from jaxsparse import patterns
+from jaxsparse.core.dispatch import Call, explain
+from jaxsparse.core.kernel import disabled_export_checks
+from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.weight import SparseWeight, merge, split
+from jaxsparse.ops.matmul import matmul, sddmm
+from jaxsparse.patterns.dense import block_norms, convert, fromdense, fromsparse, norm_kept
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "BlockPattern",
+    "Call",
+    "SparseWeight",
+    "block_norms",
+    "convert",
+    "disabled_export_checks",
+    "explain",
+    "fromdense",
+    "fromsparse",
+    "matmul",
+    "merge",
+    "norm_kept",
+    "patterns",
+    "sddmm",
+    "split",
+]

@@ -1,0 +1,1 @@
+"""What every op shares. Knows no op, no format, no framework."""

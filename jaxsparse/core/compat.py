@@ -1,0 +1,75 @@
+"""Every JAX name that is not public API, in one place. Checked on JAX 0.10.2, 0.11.2 and 0.12.0."""
+
+import functools
+
+import jax
+from jax import lax
+from jax._src import dispatch
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import AbstractMesh, AxisType
+
+
+def run_eagerly(primitive: Primitive) -> None:
+    """Makes a call outside `jit` compile the primitive once and run it."""
+    primitive.def_impl(functools.partial(dispatch.apply_primitive, primitive))
+
+
+def lowers_to_custom_partitioning(primitive: Primitive) -> None:
+    """Tells JAX that lowering this primitive needs to know the devices."""
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+def is_on_one_device(context: mlir.LoweringRuleContext) -> bool:
+    """Whether the program being lowered certainly runs on a single device."""
+    return getattr(context.module_context.axis_context, "num_devices", None) == 1
+
+
+def lowering_platforms(context: mlir.LoweringRuleContext) -> tuple[str, ...]:
+    """The platforms that the program being lowered is for."""
+    return tuple(context.platforms or context.module_context.platforms)
+
+
+def vary_alike(*arrays):
+    """Inside `shard_map`, marks each array as varying over the axes that any of them varies over.
+
+    The transpose of that mark is the sum over devices that a replicated operand's gradient needs.
+    Public API throughout; `jax._src.core.auto_insert_reshard` does the same.
+    """
+    axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+    every = frozenset().union(*axes)
+    if not every:
+        return list(arrays)
+    return [
+        lax.pcast(a, tuple(every - frozenset(own)), to="varying") if every - frozenset(own) else a
+        for a, own in zip(arrays, axes, strict=True)
+    ]
+
+
+# `lax.psum` inside a `partition` body fails on JAX 0.11.2 and 0.12.0 while an explicit mesh is set
+# ("Unsupported reduction computation"): a sharding annotation lands in the reducer. This primitive
+# lowers the same psum with types that know no mesh. tests/core/test_compat.py tells when it can go.
+_psum = Primitive("jaxsparse_psum")
+_psum.def_abstract_eval(lambda value, *, axes: value)
+
+
+def _lower_psum(context, value, *, axes):
+    (aval,) = context.avals_in
+    mesh = aval.sharding.mesh
+    auto = (
+        AbstractMesh((), ())
+        if mesh.empty
+        else mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
+    )
+    with jax.sharding.use_abstract_mesh(auto):
+        plain = jax.core.ShapedArray(aval.shape, aval.dtype)
+        lower = mlir.lower_fun(lambda v: lax.psum(v, axes), multiple_results=False)
+        return lower(context.replace(avals_in=[plain], avals_out=[plain]), value)
+
+
+mlir.register_lowering(_psum, _lower_psum)
+
+
+def psum_in_partition(value, axes):
+    """`lax.psum` for use in the body of a `custom_partitioning` rule."""
+    return _psum.bind(value, axes=tuple(sorted(axes))) if axes else value

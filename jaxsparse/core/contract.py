@@ -1,0 +1,101 @@
+"""Gradient contracts: a `jax.custom_vjp` around an op whose wanted gradient is not its derivative.
+
+The price of a contract, whatever it says: reverse mode only, and `grad(vmap(...))` makes one weight
+gradient per example before it sums them. What has no contract has neither.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxsparse.core import compat
+
+
+def with_contract(name: str, function: Callable, weight_grad: Callable | None = None) -> Callable:
+    """`function(x, w, *indices)`, bilinear in x and w, with a gradient contract.
+
+    Args:
+        name: of the public op, for errors.
+        function: bilinear in its first two arguments.
+        weight_grad: `weight_grad(x, g)`, what the backward pass returns for `w`; the derivative if
+            None.
+
+    Returns:
+        A function of the same arguments. Its residuals are the arguments themselves.
+    """
+
+    @jax.custom_vjp
+    def call(x, w, *indices):
+        return function(x, w, *indices)
+
+    def forward(x, w, *indices):
+        return call(x, w, *indices), (x, w, indices)
+
+    def backward(saved, g):
+        x, w, indices = saved
+        (dx,) = jax.linear_transpose(lambda x: function(x, w, *indices), x)(g)
+        if weight_grad is None:
+            (dw,) = jax.linear_transpose(lambda w: function(x, w, *indices), w)(g)
+        else:
+            dw = weight_grad(x, g)
+        return dx, dw, *[None] * len(indices)
+
+    call.defvjp(forward, backward)
+
+    def guarded(x, w, *indices):
+        # Outside the custom_vjp: the transpose of this mark sums gradients over devices.
+        x, w, *indices = compat.vary_alike(x, w, *indices)
+        return call(_reverse_only(name, x), _reverse_only(name, w), *indices)
+
+    return guarded
+
+
+# The identity, whose tangent is a primitive that can be transposed but never computed: reverse mode
+# passes, forward mode meets this error instead of one about custom_vjp.
+_identity = Primitive("jaxsparse_reverse_only")
+_tangent = Primitive("jaxsparse_reverse_only_tangent")
+
+
+def _reverse_only(name: str, x):
+    return _identity.bind(x, name=name)
+
+
+def _refuse(*_, name):
+    raise TypeError(
+        f'{name}: forward-mode derivatives (jvp, jacfwd, linearize, hessian) need grad="exact"; '
+        "every other gradient contract is for reverse mode (grad, vjp, jacrev) only."
+    )
+
+
+def _jvp(primals, tangents, *, name):
+    (x,), (dx,) = primals, tangents
+    dx = dx if type(dx) is ad.Zero else _tangent.bind(dx, name=name)
+    return _identity.bind(x, name=name), dx
+
+
+def _transpose(cotangent, _, *, name):
+    return [cotangent]
+
+
+def _batch(arrays, axes, *, name, primitive):
+    return primitive.bind(*arrays, name=name), axes[0]
+
+
+def _install():
+    for primitive in (_identity, _tangent):
+        primitive.def_abstract_eval(lambda x, *, name: x)
+        batching.primitive_batchers[primitive] = lambda arrays, axes, *, name, primitive=primitive: (
+            _batch(arrays, axes, name=name, primitive=primitive)
+        )
+        ad.primitive_jvps[primitive] = _jvp
+    _identity.def_impl(lambda x, *, name: x)
+    mlir.register_lowering(_identity, lambda context, x, *, name: [x])
+    ad.primitive_transposes[_identity] = _transpose
+    ad.primitive_transposes[_tangent] = _transpose
+    _tangent.def_impl(_refuse)
+    mlir.register_lowering(_tangent, lambda context, x, *, name: _refuse(name=name))
+
+
+_install()

@@ -1,0 +1,169 @@
+"""Which of its two ways a member runs: the compiled handler, or the reference in plain JAX.
+
+The decision is made when a call is lowered, from what is static then: platform, dtype, shapes and
+density. With `implementation=None` it follows measured break-even points and never fails; "ffi" and
+"xla" are strict.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+
+import jax
+from jax.extend import core as jex_core
+
+from jaxsparse.core import kernel, native
+from jaxsparse.core.kinds import Role
+
+IMPLEMENTATIONS = (None, "ffi", "xla", "dense")
+_TABLES = pathlib.Path(__file__).parent.parent / "tune" / "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A path, "ffi" or "xla", and why."""
+
+    path: str
+    reason: str
+
+
+@functools.cache
+def _table(device: str) -> dict:
+    path = _TABLES / f"{device}.json"
+    return json.loads(path.read_text())["break_even"] if path.exists() else {}
+
+
+def break_even(member: str, dtype: str, shape_class: str, device: str) -> float:
+    """The density up to which the handler is the faster way; 1 where none was measured.
+
+    Unmeasured means that the handler runs: it computes on what is stored, while the reference
+    first has to write the whole weight.
+    """
+    return _table(device).get(member, {}).get(dtype, {}).get(shape_class, 1.0)
+
+
+def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> Choice:
+    """How `member` runs on operands and indices of these shapes.
+
+    Raises:
+        NotImplementedError: `implementation="ffi"`, and there is no handler.
+    """
+    if implementation == "xla":
+        return Choice("xla", 'implementation="xla"')
+    absent = _why_no_handler(member, dtype, platforms)
+    if implementation == "ffi":
+        if absent:
+            raise NotImplementedError(
+                f'{member.name}: implementation="ffi" needs a compiled kernel, but {absent}. '
+                "Use implementation=None to run what there is."
+            )
+        return Choice("ffi", 'implementation="ffi"')
+    if absent:
+        return Choice("xla", absent)
+    density = spec.density(shapes[-1][-1])
+    limit = break_even(
+        member.name, dtype.name, spec.shape_class(_batch(member, spec, n_group, shapes)), _device()
+    )
+    if density > limit:
+        return Choice("xla", f"density {density:.3g} is above the break-even point {limit:.3g}")
+    return Choice("ffi", f"density {density:.3g} is at most the break-even point {limit:.3g}")
+
+
+def _why_no_handler(member, dtype, platforms) -> str | None:
+    for platform in platforms:
+        if platform not in member.family.dtypes:
+            return f"{member.family.name} has no kernels for {platform}"
+        if reason := kernel.why_absent(platform):
+            return reason
+        dtypes = member.family.dtypes[platform]
+        if dtypes is not None and dtype.name not in dtypes:
+            return f"the {platform} kernels take {', '.join(sorted(dtypes))}, not {dtype.name}"
+    return None
+
+
+def _batch(member, spec, n_group, shapes) -> int:
+    """How many activations each group has."""
+    for kind, shape in zip(member.operands, shapes):
+        if kind.role is Role.BATCHED:
+            return math.prod(shape[n_group : len(shape) - len(spec.inner(kind.name))])
+    return 1
+
+
+def _device() -> str:
+    return f"cpu-{native.isa()}"
+
+
+# What a function does, read from its jaxpr ------------------------------------------------------
+
+_members = {}
+
+
+def register_member(member) -> None:
+    """Makes calls of the member visible to `explain`."""
+    _members[member.primitive] = member
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One sparse call in a traced function.
+
+    Attributes:
+        member: such as "block_matmul_forward".
+        name: the name stack where it was traced: the layer, in Flax models.
+        shapes: of the operands and the result.
+        dtype: of the operands.
+        density: of the stored weight.
+        path: "ffi" or "xla".
+        reason: why that path.
+    """
+
+    member: str
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    density: float
+    path: str
+    reason: str
+
+
+def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call]:
+    """Every sparse call that `function(*args)` makes, with the path it takes and why.
+
+    The function is traced, not run. A call inside a loop is listed once.
+
+    Args:
+        function: what could be given to `jax.jit`.
+        *args, **kwargs: arrays or `jax.ShapeDtypeStruct`s.
+        platform: "cpu", "cuda" or "tpu"; the default backend's if None.
+    """
+    platform = platform or jax.default_backend()
+    platform = "cuda" if platform == "gpu" else platform
+    jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
+    return [_describe(eqn, platform) for eqn in _sparse_equations(jaxpr)]
+
+
+def _sparse_equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive in _members:
+            yield eqn
+        for inner in jex_core.jaxprs_in_params(eqn.params):
+            yield from _sparse_equations(inner)
+
+
+def _describe(eqn, platform) -> Call:
+    member = _members[eqn.primitive]
+    spec, n_group = eqn.params["spec"], eqn.params["n_group"]
+    shapes = [var.aval.shape for var in eqn.invars]
+    dtype = eqn.invars[0].aval.dtype
+    choice = choose(member, spec, n_group, shapes, dtype, (platform,), eqn.params["implementation"])
+    return Call(
+        member=member.name,
+        name=str(eqn.source_info.name_stack),
+        shapes=(*shapes[: len(member.operands)], eqn.outvars[0].aval.shape),
+        dtype=dtype.name,
+        density=spec.density(shapes[-1][-1]),
+        path=choice.path,
+        reason=choice.reason,
+    )

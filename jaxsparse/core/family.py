@@ -1,0 +1,326 @@
+"""Multilinear ops as families of primitives: every rule written once, for all ops and formats.
+
+Behind a bilinear op `y = f(x, w)` stands one number, T = <y, f(x, w)>, linear in each of three
+kinds of array. Each member of the family takes the other kinds and returns the derivative of T
+with respect to its own:
+
+    forward      (x, w) -> y
+    input_grad   (w, y) -> x
+    weight_grad  (x, y) -> w
+
+So a member's transposes are the other members, its jvp is itself, and differentiation of any order,
+forward or reverse, never leaves the family. A linear map and its transpose are the same thing with
+two kinds. What differs between ops is a specification, a reference in plain JAX and a name.
+
+Axes, the same for every op, by the role that an array's kind plays:
+
+    BATCHED   [*group, *batch, *inner]     activations and their gradients
+    STORED    [*group, stored, *inner]     the stored part of a weight
+    WHOLE     [*group, *inner]             a weight with all its entries
+    indices   [*group, stored]             int32, where each stored part sits
+
+Group axes are where weights or patterns differ: 1 in an array that does not have them. `vmap` adds
+a batch axis where only activations are mapped, else a group axis. Nothing here ever reshapes: the
+handlers flatten for free, and a reshape of sharded axes would cost an all-gather.
+
+Operands come in the order of the kinds, without the member's own, then the indices.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxsparse.core import compat, dispatch, kernel, partition
+from jaxsparse.core.kinds import Kind, Role
+
+
+class Family:
+    """A multilinear op and its adjoints, from a name, its kinds and one reference.
+
+    Attributes:
+        name: compiled handlers are called `jaxsparse.<name>_<member>.v1`.
+        kinds: in the order in which members take their operands.
+        reference: `reference(spec, *operands, *indices)`, the member of the last kind, without group
+            axes, in plain JAX. It runs where no handler exists and states the meaning; the
+            references of the other members follow from it.
+        dtypes: for each platform with handlers, the dtypes that they take; None for all.
+        num_indices: how many index arrays follow the operands.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kinds: tuple[Kind, ...],
+        reference: Callable,
+        dtypes: dict[str, frozenset[str] | None],
+        num_indices: int = 2,
+    ):
+        self.name, self.kinds, self.reference = name, kinds, reference
+        self.dtypes, self.num_indices = dtypes, num_indices
+        self.members = {kind.name: Member(self, kind) for kind in kinds}
+        for member in self.members.values():
+            _install(member)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """One primitive of a family: the one that returns arrays of kind `result`."""
+
+    family: Family
+    result: Kind
+
+    @functools.cached_property
+    def name(self) -> str:
+        return f"{self.family.name}_{self.result.member}"
+
+    @functools.cached_property
+    def target(self) -> str:
+        return kernel.target_name(self.name)
+
+    @functools.cached_property
+    def operands(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind in self.family.kinds if kind != self.result)
+
+    @functools.cached_property
+    def primitive(self) -> Primitive:
+        return Primitive(f"jaxsparse_{self.name}")
+
+    def __call__(self, spec, *arrays, n_group=0, implementation=None):
+        """The result for these operands and indices, which have `n_group` group axes."""
+        return self.primitive.bind(
+            *compat.vary_alike(*arrays), spec=spec, n_group=n_group, implementation=implementation
+        )
+
+    # Shapes and types --------------------------------------------------------------------------
+
+    def result_shape(self, shapes, spec, n_group):
+        """The shape of the result, for the shapes of operands and indices."""
+        group = tuple(
+            next((size for size in sizes if size != 1), 1)
+            for sizes in zip(*(shape[:n_group] for shape in shapes), strict=True)
+        )
+        middle = ()
+        if self.result.role is Role.STORED:
+            middle = shapes[-1][n_group:]
+        elif self.result.role is Role.BATCHED:
+            middle = next(
+                shape[n_group : len(shape) - len(spec.inner(kind.name))]
+                for kind, shape in zip(self.operands, shapes)
+                if kind.role is Role.BATCHED
+            )
+        return (*group, *middle, *spec.inner(self.result.name))
+
+    def abstract_eval(self, *arrays, spec, n_group, implementation):
+        """Checks everything that can be known before the arrays are; gives the type of the result.
+
+        This runs under every transformation, so what is raised here is raised at trace time. In
+        explicit-sharding mode the type includes the sharding: group and batch axes keep theirs.
+        """
+        operands = arrays[: len(self.operands)]
+        self._check(operands, arrays[len(self.operands) :], spec, n_group)
+        group_specs, batch_spec = [], ()
+        for kind, operand in zip(self.operands, operands, strict=True):
+            parts = partition.spec_of(operand.sharding, operand.ndim)
+            whole = parts[n_group:]
+            if kind.role is Role.BATCHED:
+                batch = operand.ndim - len(spec.inner(kind.name))
+                whole, batch_parts = parts[batch:], parts[n_group:batch]
+                batch_spec = batch_spec if any(batch_spec) else batch_parts
+            if any(part is not None for part in whole):
+                raise ValueError(
+                    f"{self.name}: features and stored blocks must not be sharded in explicit "
+                    f"mode, got {kind.name} with {PartitionSpec(*parts)}. Reshard it, or split the "
+                    "weight with jaxsparse.split_features."
+                )
+            group_specs.append(parts[:n_group])
+        group_spec = [
+            next((part for part in parts if part is not None), None)
+            for parts in zip(*group_specs, strict=True)
+        ]
+        shape = self.result_shape([a.shape for a in arrays], spec, n_group)
+        kept = [*group_spec, *(batch_spec if self.result.role is Role.BATCHED else ())]
+        sharding = NamedSharding(
+            arrays[0].sharding.mesh, PartitionSpec(*kept, *[None] * (len(shape) - len(kept)))
+        )
+        # `update` keeps what else the type says, such as the manual axes of shard_map.
+        return operands[0].update(shape=shape, weak_type=False, sharding=sharding)
+
+    def _check(self, operands, indices, spec, n_group):
+        dtypes = {operand.dtype for operand in operands}
+        if len(dtypes) > 1:
+            names = " and ".join(sorted(dtype.name for dtype in dtypes))
+            raise TypeError(f"{self.name}: operands must have one dtype, got {names}. Cast one.")
+        stored = indices[0].shape[n_group:]
+        for index in indices:
+            if index.dtype != jnp.int32 or index.ndim != n_group + 1:
+                raise TypeError(
+                    f"{self.name}: indices must be int32 with one axis after {n_group} group axes, "
+                    f"got {index.str_short()}. Make patterns with jaxsparse.patterns."
+                )
+        batches = []
+        for kind, operand in zip(self.operands, operands, strict=True):
+            inner = spec.inner(kind.name)
+            end = operand.ndim - len(inner)
+            if end < n_group or operand.shape[end:] != inner:
+                raise ValueError(
+                    f"{self.name}: {kind.name} must end in axes {inner}, got shape {operand.shape}."
+                )
+            middle = operand.shape[n_group:end]
+            if kind.role is Role.BATCHED:
+                batches.append(middle)
+            elif kind.role is Role.STORED and middle != stored:
+                raise ValueError(
+                    f"{self.name}: values and pattern must store the same number of blocks, got "
+                    f"values of shape {operand.shape} and indices of shape {indices[0].shape}."
+                )
+        if len(set(batches)) > 1:
+            raise ValueError(
+                f"{self.name}: both operands must have the same batch axes, got "
+                f"{batches[0]} and {batches[1]}."
+            )
+        for axis in range(n_group):
+            sizes = {array.shape[axis] for array in (*operands, *indices)} - {1}
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"{self.name}: group axis {axis} must have one size, or 1, got {sorted(sizes)}."
+                )
+
+    # Derivatives -------------------------------------------------------------------------------
+
+    def jvp(self, primals, tangents, **params):
+        count = len(self.operands)
+        result = self.primitive.bind(*primals, **params)
+        terms = []
+        for i, tangent in enumerate(tangents[:count]):
+            if type(tangent) is not ad.Zero:
+                arrays = [*primals[:i], tangent, *primals[i + 1 :]]
+                terms.append(self.primitive.bind(*compat.vary_alike(*arrays), **params))
+        if not terms:
+            return result, ad.Zero(jax.typeof(result).to_tangent_aval())
+        return result, functools.reduce(operator.add, terms)
+
+    def transpose(self, cotangent, *arrays, spec, n_group, implementation):
+        """The member that returns the wanted kind, of the cotangent and the other operands."""
+        count = len(self.operands)
+        gradients = [None] * len(arrays)
+        if type(cotangent) is ad.Zero:
+            return gradients
+        (wanted,) = (i for i in range(count) if ad.is_undefined_primal(arrays[i]))
+        by_kind = {kind.name: array for kind, array in zip(self.operands, arrays[:count])}
+        by_kind[self.result.name] = cotangent
+        member = self.family.members[self.operands[wanted].name]
+        operands = [by_kind[kind.name] for kind in member.operands]
+        gradient = member(
+            spec, *operands, *arrays[count:], n_group=n_group, implementation=implementation
+        )
+        # A group axis that the operand lacks was broadcast; the transpose of that is a sum.
+        shape = arrays[wanted].aval.shape
+        lacking = [i for i in range(n_group) if shape[i] == 1 and gradient.shape[i] != 1]
+        gradients[wanted] = gradient.sum(lacking, keepdims=True) if lacking else gradient
+        return gradients
+
+    # vmap --------------------------------------------------------------------------------------
+
+    def batch(self, arrays, axes, *, spec, n_group, implementation):
+        """Adds a batch axis where only activations are mapped, else a group axis."""
+        roles = [kind.role for kind in self.operands] + [Role.STORED] * self.family.num_indices
+        mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
+        call = functools.partial(self, spec, implementation=implementation)
+        if mapped == {Role.BATCHED} == {self.result.role}:
+            moved = [
+                array if axis is None else jnp.moveaxis(array, axis, n_group)
+                for array, axis in zip(arrays, axes, strict=True)
+            ]
+            return call(*moved, n_group=n_group), n_group
+        moved = [
+            jnp.expand_dims(array, 0) if axis is None else jnp.moveaxis(array, axis, 0)
+            for array, axis in zip(arrays, axes, strict=True)
+        ]
+        return call(*moved, n_group=n_group + 1), 0
+
+    # The two ways to compute it ----------------------------------------------------------------
+
+    def run_reference(self, *arrays, spec, n_group):
+        """The result in plain JAX, on any platform."""
+        count = len(self.operands)
+        shape = self.result_shape([a.shape for a in arrays], spec, n_group)
+
+        def one_group(*arrays):
+            by_kind = {kind.name: array for kind, array in zip(self.operands, arrays[:count])}
+            indices = arrays[count:]
+            last = self.family.kinds[-1]
+            if self.result == last:
+                return self.family.reference(spec, *arrays)
+
+            def forward(unknown):
+                known = {**by_kind, self.result.name: unknown}
+                operands = [known[kind.name] for kind in self.family.kinds[:-1]]
+                return self.family.reference(spec, *operands, *indices)
+
+            # Linear, so it does not matter where the derivative is taken; XLA drops the forward.
+            zeros = jnp.zeros(shape[n_group:], arrays[0].dtype)
+            origin, cotangent = compat.vary_alike(zeros, by_kind[last.name])
+            return jax.vjp(forward, origin)[1](cotangent)[0]
+
+        # Group axes of size 1 are kept apart from mapping, so that nothing is copied for them.
+        for axis in reversed(range(n_group)):
+            in_axes = [0 if array.shape[axis] == shape[axis] else None for array in arrays]
+            arrays = [
+                array if in_axis == 0 else jnp.squeeze(array, axis)
+                for array, in_axis in zip(arrays, in_axes)
+            ]
+            one_group = jax.vmap(one_group, in_axes)
+        return one_group(*compat.vary_alike(*arrays))
+
+    def run_handler(self, *arrays, spec, n_group):
+        """The result by the compiled handler, for data that is all on this device."""
+        arrays = compat.vary_alike(*arrays)
+        shape = self.result_shape([a.shape for a in arrays], spec, n_group)
+        return kernel.call(self.target, shape, arrays)
+
+    def lower_to_handler(self, context, *arrays, spec, n_group):
+        """The handler, behind `custom_partitioning` where the compiler may split the call."""
+        mesh = jax.typeof(arrays[0]).sharding.mesh
+        is_manual = not mesh.empty and AxisType.Manual in mesh.axis_types
+        # Under any manual axis data is local, and custom_partitioning fails in a partly manual
+        # shard_map.
+        if is_manual or compat.is_on_one_device(context):
+            return self.run_handler(*arrays, spec=spec, n_group=n_group)
+        return partition.partitioned(self)(*arrays, spec, n_group)
+
+
+def _install(member: Member) -> None:
+    """Registers all rules of one member."""
+    primitive = member.primitive
+    primitive.def_abstract_eval(member.abstract_eval)
+    ad.primitive_jvps[primitive] = member.jvp
+    ad.primitive_transposes[primitive] = member.transpose
+    batching.primitive_batchers[primitive] = member.batch
+    compat.run_eagerly(primitive)
+    compat.lowers_to_custom_partitioning(primitive)
+    dispatch.register_member(member)
+
+    def lower(context, *operands, spec, n_group, implementation, platform=None):
+        platforms = (platform,) if platform else compat.lowering_platforms(context)
+        shapes = [aval.shape for aval in context.avals_in]
+        dtype = context.avals_in[0].dtype
+        path = dispatch.choose(member, spec, n_group, shapes, dtype, platforms, implementation).path
+        if path == "ffi":
+            compute = functools.partial(member.lower_to_handler, context)
+        else:
+            compute = member.run_reference
+        compute = functools.partial(compute, spec=spec, n_group=n_group)
+        return mlir.lower_fun(compute, multiple_results=False)(context, *operands)
+
+    mlir.register_lowering(primitive, lower)
+    for platform in member.family.dtypes:
+        if kernel.why_absent(platform) is None:
+            rule = functools.partial(lower, platform=platform)
+            mlir.register_lowering(primitive, rule, platform=platform)

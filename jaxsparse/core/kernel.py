@@ -1,0 +1,37 @@
+"""The compiled handlers: their names, how they are called, and why one is not there."""
+
+import jax
+from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsparse.core import native
+
+
+def target_name(member: str) -> str:
+    """The FFI target of a member. The version changes when the meaning of its operands does."""
+    return f"jaxsparse.{member}.v1"
+
+
+def why_absent(platform: str) -> str | None:
+    """Why there are no handlers for `platform`; None where there are."""
+    return native.why_absent(platform)
+
+
+def call(target: str, shape: tuple[int, ...], arrays):
+    """Calls a handler on arrays that are wholly on this device."""
+    kind = jax.typeof(arrays[0])
+    mesh = kind.sharding.mesh
+    if mesh.empty:
+        result = jax.ShapeDtypeStruct(shape, kind.dtype)
+    else:  # inside shard_map the result must vary over the same manual axes
+        whole = NamedSharding(mesh, PartitionSpec(*[None] * len(shape)))
+        result = kind.update(shape=shape, weak_type=False, sharding=whole)
+    return jax.ffi.ffi_call(target, result)(*arrays)
+
+
+def disabled_export_checks() -> list[export.DisabledSafetyCheck]:
+    """What `jax.export.export(f, disabled_checks=...)` needs for programs with our handlers.
+
+    The process that loads the exported program must import jaxsparse first.
+    """
+    return [export.DisabledSafetyCheck.custom_call(name) for name in native.targets()]

@@ -1,0 +1,38 @@
+"""What the core knows about an op: which kinds of array it relates, and what is fixed about them."""
+
+import dataclasses
+import enum
+from typing import Protocol
+
+
+class Role(enum.Enum):
+    """Which axes arrays of a kind have between the group axes and the inner ones."""
+
+    BATCHED = enum.auto()  # any number of batch axes
+    STORED = enum.auto()  # one axis, of the stored parts of a weight
+    WHOLE = enum.auto()  # none
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One of the arrays that an op relates: its name, its role, and the member that returns it."""
+
+    name: str
+    role: Role
+    member: str
+
+
+class Spec(Protocol):
+    """What is fixed before any array is seen. Must be hashable."""
+
+    def inner(self, kind: str) -> tuple[int, ...]:
+        """The inner axes of an array of this kind."""
+        ...
+
+    def density(self, stored: int) -> float:
+        """The share of the weight that `stored` parts hold."""
+        ...
+
+    def shape_class(self, batch: int) -> str:
+        """The class of problems that this one shares its break-even point with."""
+        ...

@@ -1,0 +1,102 @@
+"""How a call is split over the devices of a mesh: the Shardy rule and the body of each part.
+
+Group and batch axes are split freely. The stored axis is split too: each device then holds some
+blocks with their indices, and what is not in the result is summed over devices. Inner axes stay
+whole.
+"""
+
+import functools
+
+from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsparse.core import compat
+from jaxsparse.core.kinds import Role
+
+STORED = "stored"
+
+
+def spec_of(sharding, ndim: int) -> tuple:
+    """For each axis, the mesh axes that split it, or None."""
+    # A sharding without names (an eager call on host arrays while a mesh is set) is whole.
+    parts = tuple(getattr(sharding, "spec", ()))
+    return parts + (None,) * (ndim - len(parts))
+
+
+def _mesh_axes(part) -> frozenset[str]:
+    return frozenset(part if isinstance(part, tuple) else () if part is None else (part,))
+
+
+def _factors(member, shapes, result_shape, spec, n_group):
+    """A name for every axis of the operands, indices and result; equal names are split alike."""
+
+    def name_axes(kind, shape):
+        label = kind.name if kind else "index"
+        inner = [f"{label}_inner{i}" for i in range(len(spec.inner(label)) if kind else 0)]
+        group = [
+            f"group{i}" if shape[i] == result_shape[i] else f"one_{label}{i}"
+            for i in range(n_group)
+        ]
+        num_middle = len(shape) - n_group - len(inner)
+        is_batched = kind is not None and kind.role is Role.BATCHED
+        middle = [f"batch{i}" if is_batched else STORED for i in range(num_middle)]
+        return group + middle + inner
+
+    kinds = [*member.operands, *[None] * member.family.num_indices]
+    named = [name_axes(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
+    return named, name_axes(member.result, result_shape)
+
+
+def _can_split(name: str) -> bool:
+    return name == STORED or name.startswith(("group", "batch"))
+
+
+@functools.cache
+def partitioned(member):
+    """The member's handler as one call that the compiler may split over devices."""
+    num_arrays = len(member.operands) + member.family.num_indices
+
+    @functools.partial(custom_partitioning, static_argnums=(num_arrays, num_arrays + 1))
+    def call(*arguments):
+        *arrays, spec, n_group = arguments
+        return member.run_handler(*arrays, spec=spec, n_group=n_group)
+
+    def sharding_rule(spec, n_group, mesh, operands, results):
+        shapes = [operand.shape for operand in operands]
+        named, result = _factors(member, shapes, results[0].shape, spec, n_group)
+        in_order = list(dict.fromkeys(name for axes in (*named, result) for name in axes))
+        return SdyShardingRule(
+            tuple(tuple(axes) for axes in named),
+            (tuple(result),),
+            # Both lists must be in order of first appearance, or Shardy refuses them.
+            reduction_factors=tuple(n for n in in_order if _can_split(n) and n not in result),
+            need_replication_factors=tuple(n for n in in_order if not _can_split(n)),
+        )
+
+    def partition(spec, n_group, mesh, operands, result):
+        """States the shardings one device's call wants, and sums over devices what it must."""
+        shapes = [operand.shape for operand in operands]
+        named, named_result = _factors(member, shapes, result.shape, spec, n_group)
+        proposals = [*zip(named_result, spec_of(result.sharding, len(result.shape)), strict=True)]
+        for operand, axes in zip(operands, named, strict=True):
+            proposals += zip(axes, spec_of(operand.sharding, len(axes)), strict=True)
+        split, used = {}, set()  # axis name -> mesh axes; a mesh axis is given out once
+        for wanted in ("group", "batch", STORED):
+            for name, mesh_axes in proposals:
+                new = _mesh_axes(mesh_axes)
+                if name.startswith(wanted) and name not in split and new and not new & used:
+                    split[name] = mesh_axes
+                    used |= new
+        summed = {a for name in split if name not in named_result for a in _mesh_axes(split[name])}
+
+        def sharding(axes):
+            return NamedSharding(mesh, PartitionSpec(*[split.get(name) for name in axes]))
+
+        def on_one_device(*arrays):
+            part = member.run_handler(*arrays, spec=spec, n_group=n_group)
+            return compat.psum_in_partition(part, summed)
+
+        return mesh, on_one_device, sharding(named_result), tuple(sharding(a) for a in named)
+
+    call.def_partition(partition, sharding_rule=sharding_rule)
+    return call

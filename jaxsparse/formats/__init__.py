@@ -1,0 +1,1 @@
+"""Sparse formats: patterns as pytrees, and weights that have one."""

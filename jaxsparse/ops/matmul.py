@@ -1,0 +1,238 @@
+"""Matrix products with sparse weights, and the sampled product that is their weight gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsparse.core import contract, dispatch
+from jaxsparse.core.bilinear import BilinearOp
+from jaxsparse.formats.block import BlockPattern, check_same_shape, dense_matrix, matrix_view
+from jaxsparse.formats.weight import SparseWeight, check_values
+
+GRADS = ("exact", "sparse", "dense")
+
+
+def _sum_dtype(dtype):
+    """What sums are taken in: float32 for the short floats, else the dtype itself."""
+    return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
+
+
+def _reference(spec, x, values, rows, cols):
+    w = dense_matrix(spec, values, rows, cols)
+    y = jnp.matmul(x, w, precision=spec.precision, preferred_element_type=_sum_dtype(x.dtype))
+    return y.astype(x.dtype)
+
+
+block_matmul = BilinearOp(
+    "block_matmul",
+    _reference,
+    {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})},
+)
+
+
+def matmul(
+    x,
+    w,
+    *,
+    pattern: BlockPattern | None = None,
+    precision=None,
+    preferred_element_type=None,
+    implementation: str | None = None,
+    grad: str = "exact",
+) -> jax.Array:
+    """Multiplies the last axis of `x` by a sparse weight.
+
+    y[..., o] = sum over inputs i of x[..., i] * w[i, o]
+
+    Args:
+        x: `[*batch, in]`; float32, bfloat16, float16 or float64 have kernels, other numbers run in
+            plain JAX.
+        w: what `x` is multiplied by, of the dtype of `x`:
+            a SparseWeight of shape `[in, out]`;
+            or an array `[in, out]` with `pattern`: its entries on the pattern (a weight that is
+            stored dense while it trains);
+            or an array `[in, out]` alone: the product is dense.
+        pattern: for an array `w`, which of its blocks take part.
+        precision: as for `jax.lax.dot_general`. CPU kernels are exact in any case.
+        preferred_element_type: the dtype of the result, and of the sums where it is wider.
+        implementation: None chooses and never fails. "ffi" is the compiled kernel, "xla" the same
+            op in plain JAX, "dense" XLA's dense product with the whole weight; these three do
+            that or raise.
+        grad: "exact" is the derivative, in every mode and order. "sparse" and "dense" are gradient
+            contracts for reverse mode: "sparse" has the gradient of the stored weights only;
+            "dense", for `w` with `pattern`, has that of all weights as if every block were stored,
+            which is what growing a pattern needs to know.
+
+    Returns:
+        `[*batch, out]` in `preferred_element_type`, or the dtype of `x`. Sums are taken in float32
+        (float64 for float64) and rounded once.
+
+    Raises:
+        ValueError: shapes that do not fit, values that do not fit the pattern, unknown options.
+        TypeError: dtypes that differ or are not numbers.
+        NotImplementedError: `implementation="ffi"` where there is no kernel.
+    """
+    x = _as_array("x", x)
+    _check_options(implementation, grad)
+    if isinstance(w, SparseWeight):
+        if pattern is not None:
+            raise ValueError("matmul: a SparseWeight has its pattern, got another one. Drop it.")
+        if grad == "dense":
+            raise ValueError(
+                'matmul: grad="dense" is the gradient of weights that are not stored, got a '
+                "SparseWeight, which has none. Pass an array w with pattern=w.pattern."
+            )
+        check_values("matmul", w.values, w.pattern)
+        shape, weights, pattern = w.shape, w.values, w.pattern
+        function = functools.partial(_packed, precision, implementation)
+    else:
+        weights = _as_array("w", w)
+        shape = weights.shape
+        if pattern is None:
+            if implementation == "ffi":
+                raise ValueError(
+                    'matmul: implementation="ffi" needs a sparse weight, got an array. Use '
+                    "jaxsparse.fromdense, or pass a pattern."
+                )
+        else:
+            check_same_shape("matmul", weights, pattern.shape)
+        function = functools.partial(_stored_dense, precision, implementation)
+    _check_operands(x, weights, shape)
+    narrow = x.dtype
+    result = jnp.dtype(preferred_element_type or narrow)
+    wide = _wider(narrow, result)
+    x, weights = x.astype(wide), weights.astype(wide)
+    if pattern is None:
+        return lax.dot_general(
+            x, weights, (((x.ndim - 1,), (0,)), ((), ())), precision, _sum_dtype(wide)
+        ).astype(result)
+    weight_grad = functools.partial(_whole_weight_grad, precision) if grad == "dense" else None
+
+    def product(x, weights, *indices):
+        return function(x, weights, _with_indices(pattern, indices))
+
+    if grad != "exact":
+        product = contract.with_contract("matmul", product, weight_grad)
+    return product(x, weights, *pattern.indices).astype(result)
+
+
+def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -> jax.Array:
+    """The sampled product: `a^T b` at the stored blocks of a pattern.
+
+    values[k, i, o] = sum over batch of a[..., row k * block_in + i] * b[..., col k * block_out + o]
+
+    It is the weight gradient of `matmul`, for `a = x` and `b` the gradient arriving at its result.
+
+    Args:
+        a: `[*batch, in]`.
+        b: `[*batch, out]`, of the dtype of `a`.
+        pattern: for a weight of shape `[in, out]`.
+        precision, implementation: as in `matmul`.
+
+    Returns:
+        `[capacity, block_in, block_out]` in the dtype of `a`; zero where a block reaches over the
+        edge of the weight. `SparseWeight(result, pattern)` is the sparse matrix.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit.
+    """
+    a, b = _as_array("a", a, "sddmm"), _as_array("b", b, "sddmm")
+    _check_options(implementation, "exact", "sddmm")
+    if not isinstance(pattern, BlockPattern):
+        raise TypeError(f"sddmm: expected a pattern, got {type(pattern).__name__}.")
+    size_in, size_out = matrix_view(pattern.shape)
+    for name, array, size in (("a", a, size_in), ("b", b, size_out)):
+        if array.ndim < 1 or array.shape[-1] != size:
+            raise ValueError(
+                f"sddmm: the pattern is for a weight of shape {pattern.shape}, so the last axis of "
+                f"{name} must have {size}, got {name}.shape={array.shape}."
+            )
+    if a.shape[:-1] != b.shape[:-1]:
+        raise ValueError(
+            f"sddmm: a and b must have the same batch axes, got a.shape={a.shape} and "
+            f"b.shape={b.shape}."
+        )
+    _check_same_dtype("sddmm", "a", a, "b", b)
+    if implementation == "dense":
+        whole = _whole_weight_grad(precision, a, b)
+        return pattern.gather(whole.reshape(pattern.shape))
+    return block_matmul.weight_grad(
+        pattern.spec(precision), a, b, *pattern.indices, implementation=implementation
+    )
+
+
+def _packed(precision, implementation, x, values, pattern):
+    if implementation == "dense":
+        return _dense(precision, x, pattern.scatter(values))
+    return block_matmul.forward(
+        pattern.spec(precision), x, values, *pattern.indices, implementation=implementation
+    )
+
+
+def _stored_dense(precision, implementation, x, w, pattern):
+    if implementation == "dense":
+        return _dense(precision, x, jnp.where(pattern.mask(), w, jnp.zeros((), w.dtype)))
+    return _packed(precision, implementation, x, pattern.gather(w), pattern)
+
+
+def _dense(precision, x, w):
+    w = w.reshape(matrix_view(w.shape))
+    y = jnp.matmul(x, w, precision=precision, preferred_element_type=_sum_dtype(x.dtype))
+    return y.astype(x.dtype)
+
+
+def _whole_weight_grad(precision, x, g):
+    batch = tuple(range(x.ndim - 1))
+    dimensions = ((batch, batch), ((), ()))
+    return lax.dot_general(x, g, dimensions, precision, _sum_dtype(x.dtype)).astype(x.dtype)
+
+
+def _with_indices(pattern: BlockPattern, indices) -> BlockPattern:
+    rows, cols = indices
+    return BlockPattern(rows, cols, pattern.shape, pattern.format)
+
+
+def _wider(dtype, preferred):
+    """The dtype to compute in: the preferred one where it holds every value of the other."""
+    return preferred if jnp.promote_types(dtype, preferred) == preferred else dtype
+
+
+def _as_array(name: str, x, function: str = "matmul") -> jax.Array:
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")) and not isinstance(x, (int, float, list)):
+        raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}.")
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.number):
+        raise TypeError(f"{function}: {name} must hold numbers, got dtype {x.dtype}.")
+    return x
+
+
+def _check_options(implementation, grad, function: str = "matmul"):
+    if implementation not in dispatch.IMPLEMENTATIONS:
+        raise ValueError(
+            f'{function}: implementation is None, "ffi", "xla" or "dense", got {implementation!r}.'
+        )
+    if grad not in GRADS:
+        raise ValueError(f'{function}: grad is "exact", "sparse" or "dense", got {grad!r}.')
+
+
+def _check_operands(x, weights, shape):
+    if len(shape) != 2:
+        raise ValueError(
+            f"matmul: the weight must have two axes, [in, out], got shape {tuple(shape)}."
+        )
+    if x.ndim < 1 or x.shape[-1] != shape[0]:
+        got = f"whose last axis has {x.shape[-1]}" if x.ndim else "which has no axes"
+        raise ValueError(
+            f"matmul: the weight takes {shape[0]} input features, got x.shape={x.shape}, {got}."
+        )
+    _check_same_dtype("matmul", "x", x, "w", weights)
+
+
+def _check_same_dtype(function, name_a, a, name_b, b):
+    if a.dtype != b.dtype:
+        raise TypeError(
+            f"{function}: {name_a} and {name_b} must have one dtype, got {a.dtype} and {b.dtype}. "
+            "Cast one of them."
+        )

@@ -1,0 +1,205 @@
+"""Sparse weights from dense arrays and from other libraries' sparse matrices."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.formats.block import Block, BlockPattern, check_same_shape
+from jaxsparse.formats.parse import as_format
+from jaxsparse.formats.weight import SparseWeight
+from jaxsparse.patterns import make
+
+
+def fromdense(
+    w, format, *, sparsity=None, mask=None, capacity: int | None = None, remainder: str = "pad"
+) -> SparseWeight:
+    """The sparse weight with the entries of a dense array.
+
+    Without `sparsity` or `mask` it is exact: every block with a non-zero entry is stored.
+
+    Args:
+        w: `[in, out]` or `[*kernel, in, out]`, real, concrete or traced.
+        format: such as `Block((32, 32))` or "32x32".
+        sparsity: keep the blocks of largest Euclidean norm, so many that this share of all blocks
+            is dropped; from 0 to 1.
+        mask: bool, of the shape of `w`: what is false is dropped, blocks with anything true are
+            stored.
+        capacity: room for this many blocks. Needed for a traced `w` unless `sparsity` is given.
+            If there are more blocks to store, a concrete `w` raises, and a traced one yields NaN
+            for all values.
+        remainder: where blocks do not divide the weight, "pad" fills the last ones up with zeros
+            that stay zero; "error" refuses.
+
+    Raises:
+        ValueError, TypeError: arguments that contradict themselves or the shape of `w`.
+    """
+    if not hasattr(w, "shape") or not hasattr(w, "dtype"):
+        w = np.asarray(w)
+    _check_numeric("fromdense", w)
+    shape, format = make.check_weight_shape("fromdense", w.shape, format)
+    _check_remainder(shape, format, remainder)
+    if sparsity is not None and mask is not None:
+        raise ValueError("fromdense: give sparsity or mask, got both. Apply the mask to w first.")
+    if mask is not None:
+        mask = _as_mask(mask, shape)
+        pattern = make.from_mask(mask, format, capacity=capacity)
+        w = jnp.where(mask, w, jnp.zeros((), w.dtype))
+    elif sparsity is not None:
+        if capacity is not None:
+            raise ValueError("fromdense: sparsity fixes the capacity, got both. Leave one out.")
+        count = make.num_kept("fromdense", math.prod(format.grid(shape)), sparsity)
+        pattern = make.from_scores(block_norms(w, format), format, shape, count)
+    else:
+        # Comparing with zero keeps NaN, which is not zero.
+        pattern = make.from_mask(w != 0, format, capacity=capacity)
+    values = pattern.gather(jnp.asarray(w))
+    if make.is_traced(pattern.rows) and jnp.issubdtype(values.dtype, jnp.inexact):
+        overflowed = jnp.any(pattern.rows == make.OVERFLOW)
+        values = jnp.where(overflowed, jnp.asarray(jnp.nan, values.dtype), values)
+    return SparseWeight(values, pattern)
+
+
+def fromsparse(matrix, format, *, capacity: int | None = None) -> SparseWeight:
+    """The sparse weight with the stored entries of another library's sparse matrix.
+
+    Args:
+        matrix: `[in, out]`; a `scipy.sparse` matrix or array of any kind, or a BCOO or BCSR of
+            `jax.experimental.sparse`. Entries stored twice are added, as in those libraries.
+        format, capacity: as in `fromdense`. Blocks with a stored entry are stored, also where that
+            entry is zero.
+    """
+    rows, cols, data = _entries(matrix)
+    shape, format = make.check_weight_shape("fromsparse", matrix.shape, format)
+    grid = format.grid(shape)
+    stored = np.zeros(grid, bool)
+    stored[rows // format.shape[0], cols // format.shape[1]] = True
+    pattern = make.from_grid(stored, format, shape, capacity=capacity)
+    # Straight into the blocks: the dense matrix may be far larger than memory.
+    slots = np.zeros(grid, np.int64)
+    used = int(stored.sum())
+    slots[np.asarray(pattern.rows)[:used], np.asarray(pattern.cols)[:used]] = np.arange(used)
+    values = np.zeros(pattern.values_shape, data.dtype)
+    block_in, block_out = format.shape
+    places = (slots[rows // block_in, cols // block_out], rows % block_in, cols % block_out)
+    np.add.at(values, places, data)
+    return SparseWeight(jnp.asarray(values), pattern)
+
+
+def block_norms(w, format) -> jax.Array:
+    """The Euclidean norm of each block, `[grid_rows, grid_cols]`, in float32 (float64 for float64).
+
+    Args:
+        w: a dense array or a SparseWeight.
+        format: the blocks to take norms of.
+    """
+    w = jnp.asarray(w.todense() if isinstance(w, SparseWeight) else w)
+    _check_numeric("block_norms", w)
+    _, format = make.check_weight_shape("block_norms", w.shape, format)
+    magnitude = jnp.abs(w).astype(jnp.promote_types(w.dtype, jnp.float32))
+    # Scaled by the largest entry, so that squares neither overflow nor vanish.
+    largest = jnp.max(magnitude, initial=0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    return scale * jnp.sqrt(make.reduce_blocks((magnitude / scale) ** 2, format, "sum"))
+
+
+def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) -> SparseWeight:
+    """The weight in another format.
+
+    Args:
+        w: any sparse weight, known outside `jit` (or `policy="project"`).
+        format: the new format.
+        policy: "cover" stores every block that meets a stored one, which loses nothing;
+            "project" keeps the blocks of largest norm.
+        sparsity: for "project": the share of blocks to drop; by default as many entries are
+            stored as in `w`.
+
+    Returns:
+        A SparseWeight of the same shape and dtype. `norm_kept(w, result)` says how much a
+        projection kept.
+    """
+    format = as_format(format)
+    dense = w.todense()
+    if policy == "cover":
+        if sparsity is not None:
+            raise ValueError('convert: sparsity goes with policy="project", got policy="cover".')
+        mask = w.pattern.mask()
+        if make.is_traced(mask):
+            raise ValueError(
+                'convert: policy="cover" decides how many blocks are stored, which inside jit '
+                'must be known. Convert outside, or use policy="project".'
+            )
+        pattern = make.from_mask(np.asarray(mask), format)
+        return SparseWeight(pattern.gather(dense), pattern)
+    if policy == "project":
+        return fromdense(dense, format, sparsity=1 - w.density if sparsity is None else sparsity)
+    raise ValueError(f'convert: policy is "cover" or "project", got {policy!r}.')
+
+
+def norm_kept(original, projected) -> jax.Array:
+    """The norm of `projected` over that of `original`, each dense or sparse; 1 if nothing was lost."""
+    sizes = [
+        jnp.linalg.norm(
+            jnp.ravel(a.todense() if isinstance(a, SparseWeight) else a).astype(jnp.float32)
+        )
+        for a in (projected, original)
+    ]
+    return jnp.where(sizes[1] == 0, 1.0, sizes[0] / sizes[1])
+
+
+def restrict(w, pattern: BlockPattern) -> jax.Array:
+    """The dense array `w` with exact zeros where the pattern stores nothing, NaN there or not."""
+    check_same_shape("restrict", w, pattern.shape)
+    return jnp.where(pattern.mask(), w, jnp.zeros((), w.dtype))
+
+
+def _check_numeric(function: str, w) -> None:
+    if not (jnp.issubdtype(w.dtype, jnp.number)):
+        raise TypeError(f"{function}: a weight holds numbers, got dtype {w.dtype}.")
+
+
+def _check_remainder(shape, format: Block, remainder: str) -> None:
+    if remainder not in ("pad", "error"):
+        raise ValueError(f'fromdense: remainder is "pad" or "error", got {remainder!r}.')
+    size_in, size_out = math.prod(shape[:-1]), shape[-1]
+    if remainder == "error" and (size_in % format.shape[0] or size_out % format.shape[1]):
+        raise ValueError(
+            f"fromdense: blocks of {format} do not tile a weight of shape {shape} (matrix view "
+            f'{(size_in, size_out)}). Use remainder="pad", or other blocks.'
+        )
+
+
+def _as_mask(mask, shape):
+    mask = mask if hasattr(mask, "dtype") else np.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"fromdense: the mask must be bool, got {mask.dtype}.")
+    if tuple(mask.shape) != shape:
+        raise ValueError(
+            f"fromdense: the mask must have the shape of w, {shape}, got {tuple(mask.shape)}."
+        )
+    return mask
+
+
+def _entries(matrix):
+    """Rows, columns and numbers of the stored entries of a scipy or JAX sparse matrix."""
+    if hasattr(matrix, "to_bcoo"):  # BCSR
+        matrix = matrix.to_bcoo()
+    if hasattr(matrix, "tocoo"):  # scipy.sparse
+        coo = matrix.tocoo()
+        return coo.row.astype(np.int64), coo.col.astype(np.int64), np.asarray(coo.data)
+    if hasattr(matrix, "indices") and hasattr(matrix, "n_batch"):  # BCOO
+        if matrix.ndim != 2 or matrix.n_batch or matrix.n_dense:
+            raise ValueError(
+                "fromsparse: a BCOO must be a matrix without batch or dense axes, got shape "
+                f"{matrix.shape}, n_batch={matrix.n_batch}, n_dense={matrix.n_dense}."
+            )
+        places = np.asarray(matrix.indices).astype(np.int64)
+        data = np.asarray(matrix.data)
+        # BCOO pads with indices one past the end.
+        inside = (places < np.asarray(matrix.shape)).all(axis=1)
+        return places[inside, 0], places[inside, 1], data[inside]
+    raise TypeError(
+        "fromsparse: expected a scipy.sparse matrix, BCOO or BCSR, got "
+        f"{type(matrix).__name__}. For arrays use fromdense."
+    )
