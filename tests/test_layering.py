@@ -124,9 +124,7 @@ def cpp_violations(folder: pathlib.Path) -> list[str]:
             continue
         layer = inside.parts[0]
         if layer not in CPP_MAY_INCLUDE:
-            found.append(
-                f"{inside}: {layer} is no known layer. Add it to {pathlib.Path(__file__).name}"
-            )
+            found.append(f"{inside}: {layer} is no known layer. Give it one in this test.")
             continue
         for line, text in enumerate(path.read_text().splitlines(), start=1):
             match = re.match(r'\s*#\s*include\s*([<"])([^>"]+)[>"]', text)
@@ -173,7 +171,7 @@ def test_importing_the_package_needs_only_jax_and_numpy(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-# The test, tested ----------------------------------------------------------------------------------
+# The test, tested ------------------------------------------------------------------------------
 
 
 def plant(folder: pathlib.Path, file: str, text: str) -> pathlib.Path:
