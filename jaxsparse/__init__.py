@@ -9,6 +9,7 @@ from jaxsparse import patterns
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.weight import SparseWeight, merge, split
 from jaxsparse.ops.matmul import matmul, sddmm
 from jaxsparse.patterns.dense import block_norms, convert, fromdense, fromsparse, norm_kept
@@ -20,6 +21,7 @@ __all__ = [
     "BlockPattern",
     "Call",
     "SparseWeight",
+    "SplitWeight",
     "block_norms",
     "convert",
     "disabled_export_checks",
@@ -32,4 +34,5 @@ __all__ = [
     "patterns",
     "sddmm",
     "split",
+    "split_features",
 ]

@@ -46,28 +46,37 @@ def vary_alike(*arrays):
     ]
 
 
-# `lax.psum` inside a `partition` body fails on JAX 0.11.2 and 0.12.0 while an explicit mesh is set
-# ("Unsupported reduction computation"): a sharding annotation lands in the reducer. This primitive
-# lowers the same psum with types that know no mesh. tests/core/test_compat.py tells when it can go.
-_psum = Primitive("jaxsparse_psum")
-_psum.def_abstract_eval(lambda value, *, axes: value)
+def lower_without_mesh(function, context: mlir.LoweringRuleContext, *operands):
+    """Lowers a function of arrays as if no mesh were set and no axis had an explicit sharding.
 
-
-def _lower_psum(context, value, *, axes):
-    (aval,) = context.avals_in
-    mesh = aval.sharding.mesh
+    Plain JAX code then needs no care for explicit sharding types; the compiler shards what is in it.
+    """
+    mesh = context.avals_in[0].sharding.mesh
     auto = (
         AbstractMesh((), ())
         if mesh.empty
         else mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
     )
+    avals_in, avals_out = (
+        [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+        for avals in (context.avals_in, context.avals_out)
+    )
     with jax.sharding.use_abstract_mesh(auto):
-        plain = jax.core.ShapedArray(aval.shape, aval.dtype)
-        lower = mlir.lower_fun(lambda v: lax.psum(v, axes), multiple_results=False)
-        return lower(context.replace(avals_in=[plain], avals_out=[plain]), value)
+        lower = mlir.lower_fun(function, multiple_results=False)
+        return lower(context.replace(avals_in=avals_in, avals_out=avals_out), *operands)
 
 
-mlir.register_lowering(_psum, _lower_psum)
+# `lax.psum` inside a `partition` body fails on JAX 0.11.2 and 0.12.0 while an explicit mesh is set
+# ("Unsupported reduction computation"): a sharding annotation lands in the reducer. This primitive
+# lowers the same psum with types that know no mesh. tests/core/test_compat.py tells when it can go.
+_psum = Primitive("jaxsparse_psum")
+_psum.def_abstract_eval(lambda value, *, axes: value)
+mlir.register_lowering(
+    _psum,
+    lambda context, value, *, axes: lower_without_mesh(
+        lambda v: lax.psum(v, axes), context, value
+    ),
+)
 
 
 def psum_in_partition(value, axes):

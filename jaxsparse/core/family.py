@@ -312,12 +312,12 @@ def _install(member: Member) -> None:
         shapes = [aval.shape for aval in context.avals_in]
         dtype = context.avals_in[0].dtype
         path = dispatch.choose(member, spec, n_group, shapes, dtype, platforms, implementation).path
-        if path == "ffi":
-            compute = functools.partial(member.lower_to_handler, context)
-        else:
-            compute = member.run_reference
-        compute = functools.partial(compute, spec=spec, n_group=n_group)
-        return mlir.lower_fun(compute, multiple_results=False)(context, *operands)
+        params = {"spec": spec, "n_group": n_group}
+        if path == "xla":
+            reference = functools.partial(member.run_reference, **params)
+            return compat.lower_without_mesh(reference, context, *operands)
+        handler = functools.partial(member.lower_to_handler, context, **params)
+        return mlir.lower_fun(handler, multiple_results=False)(context, *operands)
 
     mlir.register_lowering(primitive, lower)
     for platform in member.family.dtypes:

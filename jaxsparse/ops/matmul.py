@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import contract, dispatch
+from jaxsparse.core import contract, dispatch, partition
 from jaxsparse.core.bilinear import BilinearOp
 from jaxsparse.formats.block import BlockPattern, check_same_shape, dense_matrix, matrix_view
+from jaxsparse.formats.split import SplitWeight
 from jaxsparse.formats.weight import SparseWeight, check_values
 
 GRADS = ("exact", "sparse", "dense")
@@ -50,7 +52,7 @@ def matmul(
         x: `[*batch, in]`; float32, bfloat16, float16 or float64 have kernels, other numbers run in
             plain JAX.
         w: what `x` is multiplied by, of the dtype of `x`:
-            a SparseWeight of shape `[in, out]`;
+            a SparseWeight of shape `[in, out]`, or a SplitWeight;
             or an array `[in, out]` with `pattern`: its entries on the pattern (a weight that is
             stored dense while it trains);
             or an array `[in, out]` alone: the product is dense.
@@ -76,17 +78,19 @@ def matmul(
     """
     x = _as_array("x", x)
     _check_options(implementation, grad)
-    if isinstance(w, SparseWeight):
+    if isinstance(w, (SparseWeight, SplitWeight)):
         if pattern is not None:
-            raise ValueError("matmul: a SparseWeight has its pattern, got another one. Drop it.")
+            raise ValueError("matmul: a sparse weight has its pattern, got another. Drop it.")
         if grad == "dense":
             raise ValueError(
                 'matmul: grad="dense" is the gradient of weights that are not stored, got a '
-                "SparseWeight, which has none. Pass an array w with pattern=w.pattern."
+                f"{type(w).__name__}, which has none. Pass an array w with pattern=w.pattern."
             )
         check_values("matmul", w.values, w.pattern)
         shape, weights, pattern = w.shape, w.values, w.pattern
         function = functools.partial(_packed, precision, implementation)
+        if isinstance(w, SplitWeight):
+            function = functools.partial(_SPLIT[w.features], precision, implementation)
     else:
         weights = _as_array("w", w)
         shape = weights.shape
@@ -169,6 +173,44 @@ def _packed(precision, implementation, x, values, pattern):
     return block_matmul.forward(
         pattern.spec(precision), x, values, *pattern.indices, implementation=implementation
     )
+
+
+def _split_out(precision, implementation, x, values, pattern):
+    """Each part makes its own features of the result."""
+    part = functools.partial(_packed, precision, implementation)
+    y = jax.vmap(part, (None, 0, 0), x.ndim - 1)(x, values, pattern)
+    return _merge_last_axes(y)
+
+
+def _split_in(precision, implementation, x, values, pattern):
+    """Each part makes a summand of the result from its own features of `x`."""
+    part = functools.partial(_packed, precision, implementation)
+    parts = _split_last_axis(x, values.shape[0])
+    y = jax.vmap(part, (x.ndim - 1, 0, 0))(parts, values, pattern)
+    return y.astype(_sum_dtype(x.dtype)).sum(0).astype(x.dtype)
+
+
+_SPLIT = {"out": _split_out, "in": _split_in}
+
+
+def _merge_last_axes(y):
+    """The last two axes as one, which stays split over devices as the first of them was."""
+    shape = (*y.shape[:-2], y.shape[-2] * y.shape[-1])
+    return lax.reshape(y, shape, out_sharding=_explicit_sharding(y, lambda spec: spec[:-1]))
+
+
+def _split_last_axis(x, parts):
+    """The last axis as two, the first of which stays split over devices as it was."""
+    shape = (*x.shape[:-1], parts, x.shape[-1] // parts)
+    return lax.reshape(x, shape, out_sharding=_explicit_sharding(x, lambda spec: (*spec, None)))
+
+
+def _explicit_sharding(x, change):
+    """The sharding that explicit mode needs to be told of; None where there is none to tell."""
+    sharding = jax.typeof(x).sharding
+    if sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*change(partition.spec_of(sharding, x.ndim))))
 
 
 def _stored_dense(precision, implementation, x, w, pattern):
