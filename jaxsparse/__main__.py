@@ -1,0 +1,77 @@
+"""`python -m jaxsparse`: what is installed here, and how fast it is."""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxsparse", description="Sparse neural-network ops for JAX."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="what is built, for which CPU, and what is missing")
+    info.set_defaults(run=_info)
+    bench = commands.add_parser(
+        "bench",
+        help="measure against XLA's dense ops",
+        description="Times sparse against dense in one process, in turn, after checking results. "
+        "Prints ratios (above 1: sparse is faster). Keep other programs off the cores used.",
+    )
+    bench.add_argument(
+        "what", choices=["matmul", "overhead"], help="a table of products, or costs per call"
+    )
+    bench.add_argument("--quick", action="store_true", help="a few rows only")
+    bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
+    bench.add_argument("--seconds", type=float, default=1.0, help="sampling time of a row")
+    bench.add_argument("--only", default="", help="rows whose label contains this, as '32x32 0.9'")
+    bench.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    bench.set_defaults(run=_bench)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"jaxsparse: {error}", file=sys.stderr)
+        return 1
+
+
+def _info(options) -> int:
+    import jax
+
+    import jaxsparse
+    from jaxsparse.core import native
+
+    print(f"jaxsparse {jaxsparse.__version__}, jax {jax.__version__}")
+    print(f"devices: {', '.join(sorted({d.device_kind for d in jax.devices()}))}")
+    for platform in ("cpu", "cuda"):
+        why = native.why_absent(platform)
+        print(f"{platform} kernels: {'yes' if why is None else why}")
+    if native.isa():
+        print(f"cpu instruction set: {native.isa()}, of {', '.join(native.runnable_isas())}")
+    return 0
+
+
+def _bench(options) -> int:
+    from jaxsparse.bench import measure
+
+    measure.pin(options.threads)
+    from jaxsparse.bench import environment, matmul, overhead
+
+    print(environment.heading(), flush=True)
+    if options.what == "matmul":
+        rows = matmul.run(options.quick, options.seconds, options.only)
+    else:
+        rows = overhead.run(options.quick)
+    if options.json:
+        content = {
+            "environment": environment.describe(),
+            "rows": [dataclasses.asdict(row) for row in rows],
+        }
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
