@@ -1,0 +1,97 @@
+"""What this machine has, what a test needs of it, and fresh Python processes."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import pytest
+
+import jaxsparse
+from jaxsparse.core import native
+
+
+def why_absent(what: str) -> str | None:
+    """Why something that a test may need is not here; None where it is."""
+    if what == "cpu_kernels":
+        return native.why_absent("cpu")
+    if what in ("avx2", "avx512", "avx512bf16", "neon"):
+        return None if what in native.runnable_isas() else f"kernels run {native.runnable_isas()}"
+    if what in ("scipy", "flatbuffers"):
+        try:
+            __import__(what)
+        except ImportError as error:
+            return str(error)
+        return None
+    raise ValueError(f"need: nothing is called {what!r}")
+
+
+def need(what: str) -> None:
+    """Skips unless it is here; where JAXSPARSE_REQUIRE names it, fails instead."""
+    reason = why_absent(what)
+    if reason is not None:
+        is_required = what in os.environ.get("JAXSPARSE_REQUIRE", "").split(",")
+        (pytest.fail if is_required else pytest.skip)(f"{what}: {reason}")
+
+
+def run_python(code: str, *, timeout: float = 300, devices: int = 1, **environ: str) -> str:
+    """What `code` prints in a fresh process that imports this very jaxsparse.
+
+    The process has the dtype rules of the tests; its last words are in the failure if it fails.
+    """
+    package = pathlib.Path(jaxsparse.__file__).parents[1]
+    paths = [str(package), str(pathlib.Path(__file__).parent)]
+    kept = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "ignore:jaxsparse has no:RuntimeWarning",
+            "-c",
+            textwrap.dedent(code),
+        ],
+        env={**os.environ, **kept, **environ},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+# What a function does, read from its jaxpr or its compiled program ------------------------------------
+
+
+def members(function, *args) -> list[str]:
+    """The sparse calls that a function makes, such as "forward" and "weight_grad", sorted."""
+    calls = jaxsparse.explain(function, *args)
+    return sorted(call.member.removeprefix("block_").removeprefix("matmul_") for call in calls)
+
+
+def handler_calls(compiled) -> list[str]:
+    """The handlers in a compiled program, sorted, one entry per call."""
+    found = re.findall(r'custom_call_target="jaxsparse\.block_(\w+)\.v1"', compiled.as_text())
+    return sorted(name.removeprefix("matmul_") for name in found)
+
+
+def loops(compiled) -> int:
+    return len(re.findall(r" while\(", compiled.as_text()))
+
+
+def collectives(compiled) -> list[str]:
+    """The kinds of collective in a compiled program, sorted."""
+    kinds = r"(all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)"
+    return sorted(set(re.findall(rf"= \S+ {kinds}(?:-start)?\(", compiled.as_text())))
+
+
+def compiled(function, *args):
+    return jax.jit(function).lower(*args).compile()
