@@ -142,10 +142,11 @@ std::vector<int64_t> GroupAxes::MapTo(const NamedBuffer& operand) const {
 }
 
 ffi::Error ToError(const char* handler, const Status& status) {
+  if (status.ok()) return ffi::Error::Success();
   const std::string message = std::string(handler) + ": " + status.message;
   switch (status.code) {
     case StatusCode::kOk:
-      return ffi::Error::Success();
+      break;
     case StatusCode::kInvalidArgument:
       return ffi::Error::InvalidArgument(message);
     case StatusCode::kOutOfMemory:
