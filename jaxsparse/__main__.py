@@ -29,6 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--only", default="", help="rows whose label contains this, as '32x32 0.9'")
     bench.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     bench.set_defaults(run=_bench)
+    tune = commands.add_parser(
+        "tune",
+        help="measure break-even points on this machine",
+        description="Finds, for classes of problems, the density at which XLA's dense op becomes "
+        "faster than the sparse kernel, and stores it where the dispatcher looks. Takes minutes; "
+        "keep other programs off the core used.",
+    )
+    tune.add_argument("--seconds", type=float, default=0.2, help="sampling time of a comparison")
+    tune.set_defaults(run=_tune)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
@@ -70,6 +79,25 @@ def _bench(options) -> int:
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def _tune(options) -> int:
+    from jaxsparse.bench import environment, measure
+    from jaxsparse.core import native
+    from jaxsparse.tune import break_even
+
+    if not native.available("cpu"):
+        raise ValueError(f"nothing to tune. {native.why_absent('cpu')}")
+    measure.pin(1)
+    print(environment.heading(), flush=True)
+
+    def compare(ours, theirs):
+        samples = measure.interleaved({"ours": ours, "theirs": theirs}, seconds=options.seconds)
+        return measure.median_ratio(samples, "theirs", "ours")
+
+    table = break_even.measure(compare, lambda line: print(line, flush=True))
+    print(f"wrote {break_even.write(table, environment.describe())}")
     return 0
 
 

@@ -6,7 +6,7 @@ import pathlib
 import platform
 
 import jax
-import jaxlib
+from jaxlib.version import __version__ as jaxlib_version
 
 import jaxsparse
 from jaxsparse.core import native
@@ -22,7 +22,7 @@ def describe() -> dict:
         "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib_version,
         "jaxsparse": jaxsparse.__version__,
         "malloc": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "GLIBC_TUN"))}
         or "default",
@@ -42,9 +42,8 @@ def heading() -> str:
 def _cpu_name() -> str:
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    fields = dict(
-        (part.strip() for part in line.split(":", 1)) for line in lines[:30] if ":" in line
-    )
+    pairs = (line.partition(":") for line in lines[:30])
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
     name = fields.get("model name") or platform.processor() or platform.machine()
     family, model = fields.get("cpu family"), fields.get("model")
     return f"{name}, family {family} model {model}" if family else name

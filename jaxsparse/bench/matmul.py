@@ -48,8 +48,9 @@ class Row:
         met = "" if self.goal is None else (" met" if self.ratio >= self.goal else " MISSED")
         return (
             f"{self.role:11s} {self.dtype:8s} {self.batch:5d} x {size_in} x {size_out}  "
-            f"{js.Block(self.block)!s:7s} {100 * self.zeros:4.0f} %  sparse {self.sparse_ms:8.3f} ms  "
-            f"dense {self.dense_ms:8.3f} ms  {self.gflops:6.0f} GF/s  "
+            f"{js.Block(self.block)!s:7s} {100 * self.zeros:4.0f} %  "
+            f"sparse {self.sparse_ms:8.3f} ms  dense {self.dense_ms:8.3f} ms  "
+            f"{self.gflops:6.0f} GF/s  "
             f"{self.ratio:6.2f}x [{self.spread[0]:.2f}, {self.spread[1]:.2f}]{goal}{met}"
         )
 
@@ -126,7 +127,7 @@ def measure_problem(batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0)
                 zeros=zeros,
                 sparse_ms=1e3 * sparse_seconds,
                 dense_ms=1e3 * statistics.median(samples["dense"]),
-                ratio=statistics.median(ratios),
+                ratio=measure.median_ratio(samples, "dense", "sparse"),
                 spread=(quartiles[0], quartiles[2]),
                 gflops=2e-9 * batch * values.size / sparse_seconds,
                 goal=_goal(role, jnp.dtype(dtype).name, batch, block, zeros),

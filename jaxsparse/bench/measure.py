@@ -62,6 +62,4 @@ def interleaved(
 
 def median_ratio(samples: dict[str, list[float]], slow: str, fast: str) -> float:
     """The median over rounds of how many times longer `slow` took than `fast` in the same round."""
-    return statistics.median(
-        a / b for a, b in zip(samples[slow], samples[fast], strict=True)
-    )
+    return statistics.median(a / b for a, b in zip(samples[slow], samples[fast], strict=True))

@@ -70,14 +70,18 @@ def _compile(num_layers: int) -> Row:
         jax.jit(jax.grad(loss)).lower(weights, x).compile()
         return time.perf_counter() - start
 
-    sparse_layer = lambda x, v: js.matmul(x, js.SparseWeight(v, pattern))  # noqa: E731
+    sparse_layer = lambda x, v: js.matmul(x, js.SparseWeight(v, pattern))
     times = {"sparse": [], "dense": []}
     for salt in range(4):  # the first round warms up
         times["sparse"].append(seconds(sparse_layer, values, salt))
         times["dense"].append(seconds(jnp.matmul, dense, salt))
     sparse, plain = (statistics.median(times[k][1:]) for k in ("sparse", "dense"))
     return Row(
-        f"trace and compile grad of {num_layers} layers", "s", sparse, plain, "2 x dense",
+        f"trace and compile grad of {num_layers} layers",
+        "s",
+        sparse,
+        plain,
+        "2 x dense",
         sparse < 2 * plain,
     )
 
@@ -90,6 +94,10 @@ def _memory(block) -> Row:
     dense = 4 * shape[0] * shape[1]
     share = w.density * dense
     return Row(
-        f"memory, {js.Block(block)} blocks at {100 * zeros:.0f} % zeros", "MB",
-        w.nbytes / 1e6, dense / 1e6, "1.05 x density x dense", w.nbytes <= 1.05 * share,
+        f"memory, {js.Block(block)} blocks at {100 * zeros:.0f} % zeros",
+        "MB",
+        w.nbytes / 1e6,
+        dense / 1e6,
+        "1.05 x density x dense",
+        w.nbytes <= 1.05 * share,
     )

@@ -1,10 +1,12 @@
 """Every JAX name that is not public API, in one place. Checked on JAX 0.10.2, 0.11.2 and 0.12.0."""
 
 import functools
+from typing import Any
 
 import jax
 from jax import lax
 from jax._src import dispatch
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType
@@ -36,6 +38,8 @@ def vary_alike(*arrays):
     The transpose of that mark is the sum over devices that a replicated operand's gradient needs.
     Public API throughout; `jax._src.core.auto_insert_reshard` does the same.
     """
+    if not any(isinstance(a, Tracer) for a in arrays):
+        return list(arrays)  # outside every transformation; this is on the path of eager calls
     axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
     every = frozenset().union(*axes)
     if not every:
@@ -46,10 +50,10 @@ def vary_alike(*arrays):
     ]
 
 
-def lower_without_mesh(function, context: mlir.LoweringRuleContext, *operands):
+def lower_without_mesh(function, context: Any, *operands):
     """Lowers a function of arrays as if no mesh were set and no axis had an explicit sharding.
 
-    Plain JAX code then needs no care for explicit sharding types; the compiler shards what is in it.
+    Plain JAX code then needs no care for explicit sharding types; the compiler shards it.
     """
     mesh = context.avals_in[0].sharding.mesh
     auto = (
@@ -58,7 +62,7 @@ def lower_without_mesh(function, context: mlir.LoweringRuleContext, *operands):
         else mesh.update_axis_types(dict.fromkeys(mesh.axis_names, AxisType.Auto))
     )
     avals_in, avals_out = (
-        [jax.core.ShapedArray(aval.shape, aval.dtype) for aval in avals]
+        [ShapedArray(aval.shape, aval.dtype) for aval in avals]
         for avals in (context.avals_in, context.avals_out)
     )
     with jax.sharding.use_abstract_mesh(auto):
@@ -73,9 +77,7 @@ _psum = Primitive("jaxsparse_psum")
 _psum.def_abstract_eval(lambda value, *, axes: value)
 mlir.register_lowering(
     _psum,
-    lambda context, value, *, axes: lower_without_mesh(
-        lambda v: lax.psum(v, axes), context, value
-    ),
+    lambda context, value, *, axes: lower_without_mesh(lambda v: lax.psum(v, axes), context, value),
 )
 
 

@@ -4,6 +4,7 @@ The price of a contract, whatever it says: reverse mode only, and `grad(vmap(...
 gradient per example before it sums them. What has no contract has neither.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -79,23 +80,16 @@ def _transpose(cotangent, _, *, name):
     return [cotangent]
 
 
-def _batch(arrays, axes, *, name, primitive):
+def _batch(primitive, arrays, axes, *, name):
     return primitive.bind(*arrays, name=name), axes[0]
 
 
-def _install():
-    for primitive in (_identity, _tangent):
-        primitive.def_abstract_eval(lambda x, *, name: x)
-        batching.primitive_batchers[primitive] = lambda arrays, axes, *, name, primitive=primitive: (
-            _batch(arrays, axes, name=name, primitive=primitive)
-        )
-        ad.primitive_jvps[primitive] = _jvp
-    _identity.def_impl(lambda x, *, name: x)
-    mlir.register_lowering(_identity, lambda context, x, *, name: [x])
-    ad.primitive_transposes[_identity] = _transpose
-    ad.primitive_transposes[_tangent] = _transpose
-    _tangent.def_impl(_refuse)
-    mlir.register_lowering(_tangent, lambda context, x, *, name: _refuse(name=name))
-
-
-_install()
+for _primitive in (_identity, _tangent):
+    _primitive.def_abstract_eval(lambda x, *, name: x)
+    batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
+    ad.primitive_jvps[_primitive] = _jvp
+    ad.primitive_transposes[_primitive] = _transpose
+_identity.def_impl(lambda x, *, name: x)
+mlir.register_lowering(_identity, lambda context, x, *, name: [x])
+_tangent.def_impl(_refuse)
+mlir.register_lowering(_tangent, lambda context, x, *, name: _refuse(name=name))

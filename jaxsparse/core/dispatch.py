@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import pathlib
+import sys
 
 import jax
 from jax.extend import core as jex_core
@@ -62,13 +63,37 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         return Choice("ffi", 'implementation="ffi"')
     if absent:
         return Choice("xla", absent)
-    density = spec.density(shapes[-1][-1])
-    limit = break_even(
-        member.name, dtype.name, spec.shape_class(_batch(member, spec, n_group, shapes)), _device()
-    )
+    batch = _batch(member, spec, n_group, shapes)
+    return _by_density(member.name, spec, shapes[-1][-1], batch, dtype)
+
+
+def choose_for_dense_storage(member, spec, stored, batch, dtype) -> Choice:
+    """How an op runs whose weight is stored dense, so that nothing has to be unpacked.
+
+    Unlike `choose` this comes before lowering, and so decides for the default backend.
+    """
+    absent = _why_no_handler(member, dtype, (_platform(jax.default_backend()),))
+    if absent:
+        return Choice("xla", absent)
+    return _by_density(f"{member.family.name}_dense_storage", spec, stored, batch, dtype)
+
+
+def _by_density(name, spec, stored, batch, dtype) -> Choice:
+    density = spec.density(stored)
+    batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
+    limit = break_even(name, dtype.name, spec.shape_class(batch), device())
     if density > limit:
         return Choice("xla", f"density {density:.3g} is above the break-even point {limit:.3g}")
     return Choice("ffi", f"density {density:.3g} is at most the break-even point {limit:.3g}")
+
+
+def device() -> str:
+    """The name under which this machine's break-even points are kept."""
+    return f"cpu-{native.isa()}"
+
+
+def _platform(backend: str) -> str:
+    return "cuda" if backend == "gpu" else backend
 
 
 def _why_no_handler(member, dtype, platforms) -> str | None:
@@ -89,10 +114,6 @@ def _batch(member, spec, n_group, shapes) -> int:
         if kind.role is Role.BATCHED:
             return math.prod(shape[n_group : len(shape) - len(spec.inner(kind.name))])
     return 1
-
-
-def _device() -> str:
-    return f"cpu-{native.isa()}"
 
 
 # What a function does, read from its jaxpr ------------------------------------------------------
@@ -138,8 +159,7 @@ def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call
         *args, **kwargs: arrays or `jax.ShapeDtypeStruct`s.
         platform: "cpu", "cuda" or "tpu"; the default backend's if None.
     """
-    platform = platform or jax.default_backend()
-    platform = "cuda" if platform == "gpu" else platform
+    platform = _platform(platform or jax.default_backend())
     jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
     return [_describe(eqn, platform) for eqn in _sparse_equations(jaxpr)]
 

@@ -47,8 +47,8 @@ class Family:
     Attributes:
         name: compiled handlers are called `jaxsparse.<name>_<member>.v1`.
         kinds: in the order in which members take their operands.
-        reference: `reference(spec, *operands, *indices)`, the member of the last kind, without group
-            axes, in plain JAX. It runs where no handler exists and states the meaning; the
+        reference: `reference(spec, *operands, *indices)`, the member of the last kind, without
+            group axes, in plain JAX. It runs where no handler exists and states the meaning; the
             references of the other members follow from it.
         dtypes: for each platform with handlers, the dtypes that they take; None for all.
         num_indices: how many index arrays follow the operands.

@@ -1,4 +1,4 @@
-"""What the core knows about an op: which kinds of array it relates, and what is fixed about them."""
+"""What the core knows about an op: the kinds of array it relates, and what is fixed about them."""
 
 import dataclasses
 import enum

@@ -7,7 +7,11 @@ whole.
 
 import functools
 
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    SdyShardingRule,
+    custom_partitioning,
+)
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.core import compat
@@ -66,8 +70,8 @@ def partitioned(member):
         named, result = _factors(member, shapes, results[0].shape, spec, n_group)
         in_order = list(dict.fromkeys(name for axes in (*named, result) for name in axes))
         return SdyShardingRule(
-            tuple(tuple(axes) for axes in named),
-            (tuple(result),),
+            tuple(ArrayMapping(*axes) for axes in named),
+            (ArrayMapping(*result),),
             # Both lists must be in order of first appearance, or Shardy refuses them.
             reduction_factors=tuple(n for n in in_order if _can_split(n) and n not in result),
             need_replication_factors=tuple(n for n in in_order if not _can_split(n)),

@@ -1,4 +1,4 @@
-"""Block patterns: a grid of equal blocks over a weight's matrix view, of which only some are stored."""
+"""Block patterns: equal blocks over a weight's matrix view, of which only some are stored."""
 
 import dataclasses
 import math
@@ -25,13 +25,13 @@ class Block:
     shape: tuple[int, int]
 
     def __post_init__(self):
-        given = self.shape
-        if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
-            given = (given, given)
-        try:
+        given: Any = self.shape
+        is_size = isinstance(given, (int, np.integer)) and not isinstance(given, bool)
+        sizes: tuple = ()
+        if is_size:
+            sizes = (given, given)
+        elif isinstance(given, (tuple, list)):
             sizes = tuple(given)
-        except TypeError:
-            sizes = ()
         is_valid = len(sizes) == 2 and all(
             isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n <= INT32_MAX
             for n in sizes
@@ -81,7 +81,7 @@ class BlockPattern:
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     format: Block = dataclasses.field(metadata={"static": True})
 
-    # Sizes, all static ---------------------------------------------------------------------------
+    # Sizes, all static -------------------------------------------------------------------------
 
     @property
     def capacity(self) -> int:
@@ -117,7 +117,7 @@ class BlockPattern:
         """The index operands of the ops."""
         return self.rows, self.cols
 
-    # To and from dense arrays ----------------------------------------------------------------------
+    # To and from dense arrays ------------------------------------------------------------------
 
     def gather(self, dense: jax.Array) -> jax.Array:
         """The values of the stored blocks of `dense`, `[capacity, block_in, block_out]`."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxsparse.formats.block import BlockPattern
 from jaxsparse.formats.weight import SparseWeight
@@ -84,7 +85,7 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
         raise ValueError(f'split_features: features is "out" or "in", got {features!r}.')
     if len(w.shape) != 2:
         raise ValueError(f"split_features: a weight [in, out] is needed, got shape {w.shape}.")
-    if any(isinstance(a, jax.core.Tracer) for a in w.pattern.indices):
+    if any(isinstance(a, Tracer) for a in w.pattern.indices):
         raise ValueError("split_features: the pattern is traced. Split the weight outside jit.")
     axis = 1 if features == "out" else 0
     block, size = w.format.shape[axis], w.shape[axis]
@@ -99,8 +100,7 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
     along = cols if axis else rows
     is_used = cols < w.pattern.grid[1]
     members = [
-        np.flatnonzero(is_used & (along // max(1, grid[axis]) == part))
-        for part in range(num_parts)
+        np.flatnonzero(is_used & (along // max(1, grid[axis]) == part)) for part in range(num_parts)
     ]
     capacity = max(map(len, members))
     slots = np.full((num_parts, capacity), -1)

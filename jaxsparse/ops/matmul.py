@@ -1,6 +1,7 @@
 """Matrix products with sparse weights, and the sampled product that is their weight gradient."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -104,10 +105,9 @@ def matmul(
             check_same_shape("matmul", weights, pattern.shape)
         function = functools.partial(_stored_dense, precision, implementation)
     _check_operands(x, weights, shape)
-    narrow = x.dtype
-    result = jnp.dtype(preferred_element_type or narrow)
-    wide = _wider(narrow, result)
-    x, weights = x.astype(wide), weights.astype(wide)
+    result = x.dtype if preferred_element_type is None else jnp.dtype(preferred_element_type)
+    wide = _wider(x.dtype, result)
+    x, weights = _cast(x, wide), _cast(weights, wide)
     if pattern is None:
         return lax.dot_general(
             x, weights, (((x.ndim - 1,), (0,)), ((), ())), precision, _sum_dtype(wide)
@@ -119,7 +119,7 @@ def matmul(
 
     if grad != "exact":
         product = contract.with_contract("matmul", product, weight_grad)
-    return product(x, weights, *pattern.indices).astype(result)
+    return _cast(product(x, weights, *pattern.indices), result)
 
 
 def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -> jax.Array:
@@ -214,6 +214,12 @@ def _explicit_sharding(x, change):
 
 
 def _stored_dense(precision, implementation, x, w, pattern):
+    if implementation is None:
+        batch = math.prod(x.shape[:-1])
+        choice = dispatch.choose_for_dense_storage(
+            block_matmul.forward, pattern.spec(), pattern.capacity, batch, x.dtype
+        )
+        implementation = "dense" if choice.path == "xla" else None
     if implementation == "dense":
         return _dense(precision, x, jnp.where(pattern.mask(), w, jnp.zeros((), w.dtype)))
     return _packed(precision, implementation, x, pattern.gather(w), pattern)
@@ -238,16 +244,26 @@ def _with_indices(pattern: BlockPattern, indices) -> BlockPattern:
 
 def _wider(dtype, preferred):
     """The dtype to compute in: the preferred one where it holds every value of the other."""
-    return preferred if jnp.promote_types(dtype, preferred) == preferred else dtype
+    if dtype == preferred:
+        return dtype
+    with jax.numpy_dtype_promotion(
+        "standard"
+    ):  # strict mode is for operands, not for this question
+        return preferred if jnp.promote_types(dtype, preferred) == preferred else dtype
+
+
+def _cast(x, dtype):
+    # Not even a cast that does nothing is free in an eager call.
+    return x if x.dtype == dtype else x.astype(dtype)
 
 
 def _as_array(name: str, x, function: str = "matmul") -> jax.Array:
     if not (hasattr(x, "shape") and hasattr(x, "dtype")) and not isinstance(x, (int, float, list)):
         raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}.")
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.number):
-        raise TypeError(f"{function}: {name} must hold numbers, got dtype {x.dtype}.")
-    return x
+    array = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{function}: {name} must hold numbers, got dtype {array.dtype}.")
+    return array
 
 
 def _check_options(implementation, grad, function: str = "matmul"):

@@ -27,8 +27,8 @@ def fromdense(
         mask: bool, of the shape of `w`: what is false is dropped, blocks with anything true are
             stored.
         capacity: room for this many blocks. Needed for a traced `w` unless `sparsity` is given.
-            If there are more blocks to store, a concrete `w` raises, and a traced one yields NaN
-            for all values.
+            If there are more blocks to store, a concrete `w` raises; a traced one gives a pattern
+            that kernels refuse when they run, and NaN where there are no kernels.
         remainder: where blocks do not divide the weight, "pad" fills the last ones up with zeros
             that stay zero; "error" refuses.
 
@@ -54,11 +54,7 @@ def fromdense(
     else:
         # Comparing with zero keeps NaN, which is not zero.
         pattern = make.from_mask(w != 0, format, capacity=capacity)
-    values = pattern.gather(jnp.asarray(w))
-    if make.is_traced(pattern.rows) and jnp.issubdtype(values.dtype, jnp.inexact):
-        overflowed = jnp.any(pattern.rows == make.OVERFLOW)
-        values = jnp.where(overflowed, jnp.asarray(jnp.nan, values.dtype), values)
-    return SparseWeight(values, pattern)
+    return SparseWeight(pattern.gather(jnp.asarray(w)), pattern)
 
 
 def fromsparse(matrix, format, *, capacity: int | None = None) -> SparseWeight:
@@ -138,7 +134,7 @@ def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) ->
 
 
 def norm_kept(original, projected) -> jax.Array:
-    """The norm of `projected` over that of `original`, each dense or sparse; 1 if nothing was lost."""
+    """The norm of `projected` over that of `original`, each dense or sparse; 1 is lossless."""
     sizes = [
         jnp.linalg.norm(
             jnp.ravel(a.todense() if isinstance(a, SparseWeight) else a).astype(jnp.float32)

@@ -1,10 +1,11 @@
-"""Making block patterns: from masks, lists of blocks, scores, at random; on the host or in `jit`."""
+"""Making block patterns from masks, lists, scores or at random; on the host or in `jit`."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxsparse.formats.block import INT32_MAX, Block, BlockPattern
 from jaxsparse.formats.parse import as_format
@@ -16,7 +17,7 @@ OVERFLOW = np.iinfo(np.int32).min
 
 def is_traced(*arrays) -> bool:
     """Whether any of these is known only inside a transformation."""
-    return any(isinstance(array, jax.core.Tracer) for array in arrays)
+    return any(isinstance(array, Tracer) for array in arrays)
 
 
 def check_weight_shape(function: str, shape, format) -> tuple[tuple[int, ...], Block]:
