@@ -1,0 +1,95 @@
+#include "cpu/kernel_table.h"
+
+#include <cstdlib>
+
+#include "cpu/block_matmul.h"
+#include "cpu/isa.h"
+#include "cpu/tiles.h"
+
+namespace jaxsparse::cpu {
+
+#define JAXSPARSE_TARGET(id, name) extern const TileTable k##id##Tiles;
+#include "cpu/targets/target_list.inc"
+#undef JAXSPARSE_TARGET
+
+namespace {
+
+template <const TileTable& table, DType dtype>
+struct Kernels {
+  static const Tiles& tiles() { return table.tiles[static_cast<int>(dtype)]; }
+  static Status Forward(const BlockMatmul& problem, TaskPool& pool) {
+    return BlockForward(problem, tiles(), pool);
+  }
+  static Status InputGrad(const BlockMatmul& problem, TaskPool& pool) {
+    return BlockInputGrad(problem, tiles(), pool);
+  }
+  static Status WeightGrad(const BlockMatmul& problem, TaskPool& pool) {
+    return BlockWeightGrad(problem, tiles(), pool);
+  }
+};
+
+template <const TileTable& table, DType... dtypes>
+constexpr KernelTable Table(const char* isa) {
+  static_assert(sizeof...(dtypes) == kNumDTypes, "every dtype has its kernels");
+  return {isa,
+          {Kernels<table, dtypes>::Forward...},
+          {Kernels<table, dtypes>::InputGrad...},
+          {Kernels<table, dtypes>::WeightGrad...}};
+}
+
+struct Target {
+  Isa isa;
+  KernelTable kernels;
+};
+
+constexpr Target kTargets[] = {
+#define JAXSPARSE_TARGET(id, name) \
+  {Isa::k##id, Table<k##id##Tiles, DType::kF32, DType::kF64, DType::kBF16, DType::kF16>(name)},
+#include "cpu/targets/target_list.inc"
+#undef JAXSPARSE_TARGET
+};
+
+std::string Join(const std::vector<std::string>& names) {
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
+}  // namespace
+
+std::vector<std::string> RunnableIsas() {
+  std::vector<std::string> names;
+  for (const Target& target : kTargets) {
+    if (CanRun(target.isa)) names.push_back(target.kernels.isa);
+  }
+  return names;
+}
+
+const KernelTable* KernelsFor(const std::string& isa) {
+  for (const Target& target : kTargets) {
+    if (isa == target.kernels.isa && CanRun(target.isa)) return &target.kernels;
+  }
+  return nullptr;
+}
+
+const KernelTable* ActiveKernels(std::string* why) {
+  struct Choice {
+    const KernelTable* table;
+    std::string why;
+  };
+  static const Choice choice = [] {
+    const std::vector<std::string> runnable = RunnableIsas();
+    const char* forced = std::getenv("JAXSPARSE_CPU_ISA");
+    const std::string isa = forced != nullptr && *forced != '\0' ? forced : runnable.back();
+    Choice result = {KernelsFor(isa), ""};
+    if (result.table == nullptr) {
+      result.why = "JAXSPARSE_CPU_ISA names \"" + isa +
+                   "\", which this machine cannot run; it can run " + Join(runnable);
+    }
+    return result;
+  }();
+  if (choice.table == nullptr && why != nullptr) *why = choice.why;
+  return choice.table;
+}
+
+}  // namespace jaxsparse::cpu

@@ -1,0 +1,139 @@
+// Panels: operands in the order in which the tiles read them; and results back to storage.
+#pragma once
+#include "cpu/kernels/simd-inl.h"
+#include "cpu/tiles.h"
+
+namespace jaxsparse::cpu {
+namespace {
+
+// Up to `count` items, then zeros. Nothing behind them is read: they may end the array.
+template <class Op>
+JAXSPARSE_INLINE typename Op::Words LoadPartial(const typename Op::Stored* row, int64_t count) {
+  typename Op::Stored items[Op::kLanes * Op::kItemsPerWord] = {};
+  __builtin_memcpy(items, row, count * sizeof(items[0]));
+  return Op::Load(items);
+}
+
+template <class Op>
+void PackRows(const RowPanel& p) {
+  constexpr int64_t kSliceWords = kSliceBytes / sizeof(typename Op::Word);
+  constexpr int64_t kSliceItems = kSliceWords * Op::kItemsPerWord;
+  constexpr int64_t kVectorItems = Op::kLanes * Op::kItemsPerWord;
+  const auto* source = static_cast<const typename Op::Stored*>(p.source);
+  auto* panel = static_cast<typename Op::Word*>(p.panel);
+  const int64_t slices = CeilDiv(p.block_depth, kSliceItems);
+  for (int64_t block = 0; block < p.depth; block += p.block_depth) {
+    const int64_t block_depth = Min(p.block_depth, p.depth - block);
+    for (int64_t s = 0; s < slices; ++s) {
+      const int64_t items = Min(kSliceItems, block_depth - s * kSliceItems);
+      const auto* row = source + block + s * kSliceItems;
+      for (int64_t r = 0; r < p.rows; ++r) {
+        if (items == kSliceItems) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kSliceWords; v += Op::kLanes) {
+            StoreVector(panel + v, Op::Load(row + v * Op::kItemsPerWord));
+          }
+        } else {
+          // What lies behind the depth stays unset: the tile stops at the last word.
+          for (int64_t i = 0; i < items; i += kVectorItems) {
+            StoreVector(panel + i / Op::kItemsPerWord,
+                        LoadPartial<Op>(row + i, Min(kVectorItems, items - i)));
+          }
+        }
+        row += p.source_stride;
+        panel += kSliceWords;
+      }
+    }
+  }
+}
+
+template <class Op>
+void PackColumns(const ColumnPanel& p) {
+  constexpr int64_t kLanes = Op::kLanes;
+  using Stored = typename Op::Stored;
+  using Word = typename Op::Word;
+  const auto* row = static_cast<const Stored*>(p.source);
+  auto* panel = static_cast<Word*>(p.panel);
+  for (int64_t d = 0; d < p.depth; d += Op::kItemsPerWord) {
+    const bool has_next = d + 1 < p.depth;
+    const auto* next = row + p.source_stride;
+    for (int64_t c = 0; c < p.width; c += kLanes) {
+      const int64_t cols = Min(kLanes, p.cols - c);
+      if (cols == kLanes && (Op::kItemsPerWord == 1 || has_next)) {
+        StoreVector(panel + c, Op::Zip(row + c, next + c));
+        continue;
+      }
+      Stored first[kLanes] = {}, second[kLanes] = {};
+      if (cols > 0) {
+        __builtin_memcpy(first, row + c, cols * sizeof(Stored));
+        if (Op::kItemsPerWord == 2 && has_next) {
+          __builtin_memcpy(second, next + c, cols * sizeof(Stored));
+        }
+      }
+      const auto words = Op::Zip(first, second);
+      __builtin_memcpy(panel + c, &words, Min(kLanes, p.width - c) * sizeof(Word));
+    }
+    row += Op::kItemsPerWord * p.source_stride;
+    panel += p.width;
+  }
+}
+
+// The same panel from a source whose columns are the depth. `width` is a multiple of kLanes.
+template <class Op>
+void PackTransposed(const ColumnPanel& p) {
+  constexpr int64_t kLanes = Op::kLanes;
+  constexpr int64_t kItems = kLanes * Op::kItemsPerWord;
+  const auto* source = static_cast<const typename Op::Stored*>(p.source);
+  auto* panel = static_cast<typename Op::Word*>(p.panel);
+  for (int64_t d = 0; d < p.depth; d += kItems) {
+    const int64_t items = Min(kItems, p.depth - d);
+    const int64_t words = CeilDiv(items, Op::kItemsPerWord);
+    for (int64_t c = 0; c < p.width; c += kLanes) {
+      typename Op::Words rows[kLanes];
+      const auto* column = source + c * p.source_stride + d;
+      if (items == kItems && c + kLanes <= p.cols) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) rows[j] = Op::Load(column + j * p.source_stride);
+      } else {
+        for (int j = 0; j < kLanes; ++j) {
+          const bool exists = c + j < p.cols;
+          rows[j] = exists ? LoadPartial<Op>(column + j * p.source_stride, items)
+                           : typename Op::Words{};
+        }
+      }
+      Transpose<typename Op::Word>(rows);
+      auto* target = panel + d / Op::kItemsPerWord * p.width + c;
+      if (words == kLanes) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) StoreVector(target + j * p.width, rows[j]);
+      } else {
+        for (int j = 0; j < words; ++j) StoreVector(target + j * p.width, rows[j]);
+      }
+    }
+  }
+}
+
+template <class Type>
+void StoreRows(const StoredRows& p) {
+  constexpr int64_t kLanes = Simd<typename Type::Sum>::kLanes;
+  const auto* sums = static_cast<const typename Type::Sum*>(p.sums);
+  auto* result = static_cast<typename Type::Stored*>(p.result);
+  for (int64_t r = 0; r < p.rows; ++r) {
+    int64_t c = 0;
+    for (; c + kLanes <= p.cols; c += kLanes) {
+      Type::Store(result + c, LoadVector<typename Type::Vector>(sums + c));
+    }
+    if (c < p.cols) {
+      typename Type::Sum last[kLanes] = {};
+      typename Type::Stored rounded[kLanes];
+      __builtin_memcpy(last, sums + c, (p.cols - c) * sizeof(last[0]));
+      Type::Store(rounded, LoadVector<typename Type::Vector>(last));
+      __builtin_memcpy(result + c, rounded, (p.cols - c) * sizeof(rounded[0]));
+    }
+    sums += p.sums_stride;
+    result += p.result_stride;
+  }
+}
+
+}  // namespace
+}  // namespace jaxsparse::cpu
