@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         "Prints ratios (above 1: sparse is faster). Keep other programs off the cores used.",
     )
     bench.add_argument(
-        "what", choices=["matmul", "overhead"], help="a table of products, or costs per call"
+        "what",
+        choices=["matmul", "floor", "overhead"],
+        help="products at 50 to 95 %% zeros; at 0 to 25 %%; costs besides arithmetic",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -69,10 +71,11 @@ def _bench(options) -> int:
     from jaxsparse.bench import environment, matmul, overhead
 
     print(environment.heading(), flush=True)
-    if options.what == "matmul":
-        rows = matmul.run(options.quick, options.seconds, options.only)
-    else:
+    if options.what == "overhead":
         rows = overhead.run(options.quick)
+    else:
+        table = {"matmul": matmul.problems, "floor": matmul.floor_problems}[options.what]
+        rows = matmul.run(table, options.quick, options.seconds, options.only)
     if options.json:
         content = {
             "environment": environment.describe(),
