@@ -149,7 +149,7 @@ TEST_CASE("results are the same bits for any number of threads") {
         Problem problem({batch, 1000, 900, 32, 32, 0.6}, role, dtype, RealNumbers(5));
         for (const cpu::KernelTable* table : Tables()) {
           REQUIRE(problem.Run(*table, cpu::CallerOnly()).ok());
-          const std::vector<unsigned char> alone = problem.result().bytes();
+          const Array::Bytes alone = problem.result().bytes();
           for (ThreadPool* pool : {&two, &five}) {
             problem.result().Fill([] { return 0.0; });
             REQUIRE(problem.Run(*table, *pool).ok());

@@ -127,8 +127,7 @@ double Problem::flops() const {
 
 std::vector<Problem::Sum> Problem::Expected() const {
   const Shape& s = shape;
-  const Array& array = role_ == Role::kForward ? y : role_ == Role::kInputGrad ? x : w;
-  std::vector<Sum> sums(array.size());
+  std::vector<Sum> sums(result().size());
   const auto add = [&](int64_t index, double a, double b) {
     sums[index].value += a * b;
     sums[index].magnitude += std::fabs(a * b);

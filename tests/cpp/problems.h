@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -27,12 +28,30 @@ struct Shape {
 };
 std::string Name(const Shape& shape);
 
+// Aligned to cache lines, as XLA's buffers are.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64)));
+  }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(64)); }
+  template <class U>
+  bool operator==(const LineAllocator<U>&) const { return true; }
+  template <class U>
+  bool operator!=(const LineAllocator<U>&) const { return false; }
+};
+
 // An array of stored numbers that ends where its memory does, for the address sanitizer to see.
 class Array {
  public:
+  using Bytes = std::vector<unsigned char, LineAllocator<unsigned char>>;
   Array(DType dtype, int64_t size) : dtype_(dtype), bytes_(size * ItemBytes(dtype)) {}
   void* data() { return bytes_.data(); }
-  const std::vector<unsigned char>& bytes() const { return bytes_; }
+  const Bytes& bytes() const { return bytes_; }
   int64_t size() const { return static_cast<int64_t>(bytes_.size() / ItemBytes(dtype_)); }
   double operator[](int64_t i) const { return Load(dtype_, bytes_.data(), i); }
   void Set(int64_t i, double value) { Store(dtype_, bytes_.data(), i, value); }
@@ -40,7 +59,7 @@ class Array {
 
  private:
   DType dtype_;
-  std::vector<unsigned char> bytes_;
+  Bytes bytes_;
 };
 
 class Problem {
@@ -52,6 +71,7 @@ class Problem {
   Status Run(const cpu::KernelTable& table, TaskPool& pool);
 
   Array& result() { return role_ == Role::kForward ? y : role_ == Role::kInputGrad ? x : w; }
+  const Array& result() const { return const_cast<Problem*>(this)->result(); }
 
   // For each number of the result: its exact value, and the sum of its terms' magnitudes.
   struct Sum {
