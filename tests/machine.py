@@ -68,7 +68,7 @@ def run_python(code: str, *, timeout: float = 300, devices: int = 1, **environ: 
     return done.stdout
 
 
-# What a function does, read from its jaxpr or its compiled program ------------------------------------
+# What a function does, read from its jaxpr or its compiled program --------------------------------
 
 
 def members(function, *args) -> list[str]:

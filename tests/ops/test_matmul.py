@@ -43,7 +43,7 @@ def results(problem, dtype, path, draw=oracle.small_integers, unused=0):
         return layer, jax.tree.map(np.asarray, got)
 
 
-# Structure: on small integers nothing is rounded -------------------------------------------------
+# Structure: on small integers nothing is rounded --------------------------------------------------
 
 
 @every_case
@@ -117,7 +117,7 @@ def test_matmul_equals_definition_where_whole_rows_or_columns_are_empty(keep, pa
     oracle.equal_exactly(got[2], oracle.weight_grad(x, g, rows, cols, shape, block))
 
 
-# Rounding: every element within the forward error of a dot product ---------------------------------
+# Rounding: every element within the forward error of a dot product --------------------------------
 
 
 @every_case
@@ -148,7 +148,7 @@ def test_short_floats_are_summed_in_float32(dtype, path):
     np.testing.assert_array_equal(np.asarray(y, np.float64), [[4000]])
 
 
-# Special numbers -----------------------------------------------------------------------------------
+# Special numbers ----------------------------------------------------------------------------------
 
 
 def special(layer, where, number):
@@ -211,7 +211,7 @@ def test_largest_and_smallest_numbers_pass_unchanged(dtype, path):
         assert np.isfinite(np.asarray(y, np.float64)).all()
 
 
-# The forms of the weight -----------------------------------------------------------------------------
+# The forms of the weight --------------------------------------------------------------------------
 
 
 @some_problems
@@ -265,7 +265,7 @@ def test_other_numbers_run_in_plain_jax(dtype):
     np.testing.assert_array_equal(np.asarray(y), layer.y().astype(dtype))
 
 
-# The dtype of the result ---------------------------------------------------------------------------
+# The dtype of the result --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_gradients_have_the_dtype_of_the_operands_whatever_is_preferred(path):
     oracle.equal_exactly(dvalues, layer.dvalues())
 
 
-# sddmm, the weight gradient under its public name ---------------------------------------------------
+# sddmm, the weight gradient under its public name -------------------------------------------------
 
 
 @every_case

@@ -1,0 +1,90 @@
+"""Every public op as a bilinear function of two arrays, beside its definition in plain JAX.
+
+What a transformation makes of the one must equal what it makes of the other. The definition works
+on single weights, by their coordinates, and shares nothing with the library. Arrays hold small
+integers and losses are polynomials, so that equal means equal.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import layers
+import numpy as np
+import oracle
+
+import jaxsparse as js
+from jaxsparse.problems import Problem
+
+# Ragged in both directions; few enough products that cubes of results are exact in float32.
+PROBLEM = Problem("transforms", (3,), (11, 9), (4, 2), 0.4, "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """`ours(a, b)` and `theirs(a, b)`, bilinear; `a` and `b` to call them with; `c` like a result."""
+
+    name: str
+    ours: Callable
+    theirs: Callable
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+
+    def of(self, implementation):
+        return functools.partial(self.ours, implementation=implementation)
+
+
+def coordinates(layer):
+    """Input and output of every stored weight; beyond the weight for what is not inside."""
+    (block_in, block_out), (rows, cols) = layer.block, (layer.rows, layer.cols)
+    inputs = rows[:, None, None] * block_in + np.arange(block_in)[None, :, None]
+    outputs = cols[:, None, None] * block_out + np.arange(block_out)[None, None, :]
+    return np.broadcast_arrays(inputs, outputs)
+
+
+def plain_todense(layer, values):
+    places = coordinates(layer)
+    return jnp.zeros(layer.shape, values.dtype).at[places].add(values, mode="drop")
+
+
+def plain_matmul(layer, x, values):
+    return jnp.matmul(x, plain_todense(layer, values), precision="highest")
+
+
+def plain_matmul_stored_dense(layer, x, w):
+    mask = oracle.todense(np.ones((len(layer.rows), *layer.block)), *layer.places)
+    return jnp.matmul(x, w * jnp.asarray(mask, w.dtype), precision="highest")
+
+
+def plain_sddmm(layer, a, b):
+    whole = jnp.einsum("...i,...o->io", a, b, precision="highest")
+    return whole.at[coordinates(layer)].get(mode="fill", fill_value=0)
+
+
+def make_ops(dtype="float32") -> dict[str, Op]:
+    layer = layers.make(PROBLEM, functools.partial(oracle.small_integers, largest=1))
+    pattern, w = layer.pattern(), layer.weight(dtype, garbage=False)
+    x, g = layer.array("x", dtype), layer.array("g", dtype)
+    rng = np.random.default_rng(1)
+    everywhere = jnp.asarray(oracle.small_integers(rng, layer.shape, 1), dtype)
+    of_layer = lambda plain: functools.partial(plain, layer)
+    matmul = lambda x, values, **options: js.matmul(x, w.with_values(values), **options)
+    stored_dense = functools.partial(js.matmul, pattern=pattern)
+    sddmm = lambda a, b, **options: js.sddmm(a, b, pattern, **options)
+    ops = (
+        Op("matmul", matmul, of_layer(plain_matmul), x, w.values, g),
+        Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere, g),
+        Op("sddmm", sddmm, of_layer(plain_sddmm), x, g, w.values),
+    )
+    return {op.name: op for op in ops}
+
+
+def equal(ours, theirs):
+    """Fails unless both trees hold the same numbers."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert one.dtype == other.dtype
+        oracle.equal_exactly(one, other)
