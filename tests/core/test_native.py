@@ -26,7 +26,8 @@ SCATTER = "jaxsparse.block_scatter.v1"
 
 def run_python(code: str, folder: pathlib.Path, **environ: str) -> subprocess.CompletedProcess:
     """Runs `code` in a fresh process that imports this very jaxsparse."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAXSPARSE_")}
+    ours = ("JAXSPARSE_", "XLA_FLAGS")  # the second asks for more devices, and so more threads
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     package = pathlib.Path(jaxsparse.__file__).parents[1]
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
