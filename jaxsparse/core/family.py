@@ -164,6 +164,11 @@ class Member:
                     f"{self.name}: indices must be int32 with one axis after {n_group} group axes, "
                     f"got {index.str_short()}. Make patterns with jaxsparse.patterns."
                 )
+            if index.shape[n_group:] != stored:
+                raise ValueError(
+                    f"{self.name}: all indices must be of one length, got shapes "
+                    f"{[i.shape for i in indices]}. Make patterns with jaxsparse.patterns."
+                )
         batches = []
         for kind, operand in zip(self.operands, operands, strict=True):
             inner = spec.inner(kind.name)

@@ -207,6 +207,7 @@ def dense_matrix(spec: BlockSpec, values, rows, cols) -> jax.Array:
     grid = Block(spec.block_shape).grid(spec.weight_shape)
     (block_in, block_out), (size_in, size_out) = spec.block_shape, spec.weight_shape
     tiles = jnp.zeros((*grid, block_in, block_out), values.dtype)
+    values = _nan_if_invalid(values, rows)  # for the gradient by them; the next, for all others
     tiles = tiles.at[rows, cols].set(values, mode="drop", unique_indices=True)
     tiles = _nan_if_invalid(tiles, rows)
     whole = tiles.swapaxes(1, 2).reshape(grid[0] * block_in, grid[1] * block_out)
@@ -217,4 +218,5 @@ def _nan_if_invalid(array, rows):
     """NaN everywhere for a pattern that lost blocks (rows are negative), so that it is seen."""
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         return array
-    return jnp.where(jnp.any(rows < 0), jnp.asarray(jnp.nan, array.dtype), array)
+    # A factor, not a choice: the derivatives are NaN as well.
+    return array * jnp.where(jnp.any(rows < 0), jnp.nan, 1).astype(array.dtype)
