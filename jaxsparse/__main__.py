@@ -22,8 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bench.add_argument(
         "what",
-        choices=["matmul", "floor", "overhead"],
-        help="products at 50 to 95 %% zeros; at 0 to 25 %%; costs besides arithmetic",
+        choices=["matmul", "floor", "scaling", "overhead"],
+        help="products at 50 to 95 %% zeros; at 0 to 25 %%; two cores against one; costs "
+        "besides arithmetic",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -65,13 +66,14 @@ def _info(options) -> int:
 
 
 def _bench(options) -> int:
-    from jaxsparse.bench import measure
+    from jaxsparse.bench import environment, matmul, measure, overhead, scaling
 
-    measure.pin(options.threads)
-    from jaxsparse.bench import environment, matmul, overhead
-
+    if options.what != "scaling":  # which starts processes of its own
+        measure.pin(options.threads)
     print(environment.heading(), flush=True)
-    if options.what == "overhead":
+    if options.what == "scaling":
+        rows = scaling.run()
+    elif options.what == "overhead":
         rows = overhead.run(options.quick)
     else:
         table = {"matmul": matmul.problems, "floor": matmul.floor_problems}[options.what]
