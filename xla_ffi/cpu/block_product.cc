@@ -140,6 +140,7 @@ class ProductRun {
   const char* PackWeights(int64_t first, int64_t last) const {
     const BlockOrder& order = *p_.order;
     const int64_t block_bytes = block_words_ * strips_.items * t_.word_bytes;
+    const int64_t stored_block_bytes = p_.block_depth * p_.block_width * t_.item_bytes;
     int64_t blocks = 0;
     for (int64_t strip = first; strip < last; ++strip) {
       const int64_t line = strips_.line(strip);
@@ -152,17 +153,24 @@ class ProductRun {
       const int64_t cols = std::min(strips_.items, p_.block_width - offset);
       for (int64_t k = order.starts[line]; k < order.starts[line + 1]; ++k) {
         const int64_t position = p_.transposed ? order.positions[k] : k;
-        const char* block =
-            p_.weights + position * p_.block_depth * p_.block_width * t_.item_bytes;
+        const char* block = p_.weights + position * stored_block_bytes;
+        if (p_.transposed && k + 1 < order.starts[line + 1]) {
+          // The blocks of a row are strewn over memory, where no hardware prefetcher follows.
+          const char* next = p_.weights + order.positions[k + 1] * stored_block_bytes +
+                             offset * p_.block_depth * t_.item_bytes;
+          for (int64_t i = 0; i < cols * p_.block_depth * t_.item_bytes; i += 64) {
+            __builtin_prefetch(next + i);
+          }
+        }
         // Not further than the edge: half of a word could be a NaN from beyond.
         const int64_t depth =
             std::min(p_.block_depth, p_.depth - order.inner[k] * p_.block_depth);
         if (p_.transposed) {
           t_.pack_transposed({block + offset * p_.block_depth * t_.item_bytes, p_.block_depth,
-                              depth, cols, strips_.items, target});
+                              depth, cols, strips_.items, 1, 0, target});
         } else {
           t_.pack_columns({block + offset * t_.item_bytes, p_.block_width, depth, cols,
-                           strips_.items, target});
+                           strips_.items, 1, 0, target});
         }
         target += block_bytes;
       }

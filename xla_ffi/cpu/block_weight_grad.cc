@@ -18,7 +18,7 @@ constexpr int64_t kPanelBytes = 4 << 20;
 constexpr int64_t kDepthWords = 128;
 // Sums that cannot be in dW itself, and must wait for the next panel.
 constexpr int64_t kWaitingBytes = 8 << 20;
-// Sums of a piece stay in L2.
+// Sums of a piece, and its part of dy, stay in L2.
 constexpr int64_t kChunkBytes = 256 << 10;
 constexpr int64_t kPiecesPerThread = 8;
 
@@ -44,10 +44,12 @@ class WeightGradRun {
 
     const int64_t sums_bytes = p_.block_in * strips_.items * t_.word_bytes;
     const int64_t total = order_.num_blocks() * strips_.per_block * sums_bytes;
+    const int64_t most_strips = std::max<int64_t>(
+        1, kChunkBytes / (kDepthWords * strips_.items * t_.word_bytes));
     const int64_t target = pool.num_threads() > 1 ? kPiecesPerThread * pool.num_threads() : 1;
     chunks_ = ChunkStrips(strips_, order_, sums_bytes,
                           std::clamp<int64_t>(total / target, 32 << 10, kChunkBytes),
-                          CeilDiv(strips_.count, target));
+                          std::min(CeilDiv(strips_.count, target), most_strips));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
 
     ClearUnused();
@@ -111,56 +113,95 @@ class WeightGradRun {
   }
 
   void PackX(int64_t word, int64_t words, int64_t begin, int64_t end, char* panel) const {
-    const char* source = g_.x + word * t_.items_per_word * p_.in * t_.item_bytes;
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t first = row * p_.block_in;
-      t_.pack_columns({source + first * t_.item_bytes, p_.in, Items(word, words),
-                       std::min(p_.block_in, p_.in - first), p_.block_in,
-                       panel + row * panel_words_ * p_.block_in * t_.word_bytes});
+    const int64_t first = begin * p_.block_in;
+    const int64_t part_stride = panel_words_ * p_.block_in;
+    t_.pack_columns({g_.x + (word * t_.items_per_word * p_.in + first) * t_.item_bytes, p_.in,
+                     Items(word, words), p_.in - first, p_.block_in, end - begin, part_stride,
+                     panel + begin * part_stride * t_.word_bytes});
+  }
+
+  // Adds `words` of the batch, from `word`, to the sums of a chunk of strips.
+  void RunChunk(int64_t chunk, int64_t word, int64_t words, const char* panel) const {
+    const int64_t first = chunks_[chunk], last = chunks_[chunk + 1];
+    const int64_t gradient_stride = kDepthWords * strips_.items;
+    char* gradient = static_cast<char*>(Scratch(
+        ScratchUse::kPieceWeights, (last - first) * gradient_stride * t_.word_bytes));
+    char* piece_sums = nullptr;
+    if (!in_place_ && one_panel_) {
+      piece_sums = static_cast<char*>(
+          Scratch(ScratchUse::kPieceSums, SumsOffset(last) - SumsOffset(first)));
+    }
+    for (int64_t d = 0; d < words; d += kDepthWords) {
+      const int64_t depth = std::min(kDepthWords, words - d);
+      PackGradient(first, last, word + d, depth, gradient);
+      for (int64_t strip = first; strip < last; ++strip) {
+        WeightGradStrip t = Strip(strip);
+        if (t.num_blocks == 0) continue;
+        t.x = panel + d * p_.block_in * t_.word_bytes;
+        t.gradient = gradient + (strip - first) * gradient_stride * t_.word_bytes;
+        t.depth_words = depth;
+        t.accumulate = word > 0 || d > 0;
+        if (!in_place_) {
+          t.sums = one_panel_ ? piece_sums + SumsOffset(strip) - SumsOffset(first)
+                              : waiting_sums_ + SumsOffset(strip) - waiting_begin_;
+        }
+        t_.weight_grad(t);
+        if ((word + d + depth) * t_.items_per_word >= p_.batch) Finish(strip, t);
+      }
     }
   }
 
-  void RunChunk(int64_t chunk, int64_t word, int64_t words, const char* panel) const {
-    char* gradient = static_cast<char*>(
-        Scratch(ScratchUse::kPieceWeights, words * strips_.items * t_.word_bytes));
-    for (int64_t strip = chunks_[chunk]; strip < chunks_[chunk + 1]; ++strip) {
+  // The strip's part of dy, for each run of strips that have blocks.
+  void PackGradient(int64_t first, int64_t last, int64_t word, int64_t words,
+                    char* gradient) const {
+    const int64_t part_stride = kDepthWords * strips_.items;
+    const int64_t first_row = word * t_.items_per_word;
+    const auto has_blocks = [&](int64_t strip) {
       const int64_t line = strips_.line(strip);
-      const int64_t start = order_.starts[line];
-      WeightGradStrip t;
-      t.num_blocks = order_.starts[line + 1] - start;
-      if (t.num_blocks == 0) continue;
-      const int64_t first_row = word * t_.items_per_word;
-      t_.pack_columns({g_.y + (first_row * p_.out + strips_.begin(strip)) * t_.item_bytes, p_.out,
-                       Items(word, words), strips_.cols(strip), strips_.items, gradient});
-      t.x_block_stride = panel_words_ * p_.block_in;
-      t.blocks = order_.inner + start;
-      t.block_in = p_.block_in;
-      t.vectors = strips_.vectors;
-      char* stored = g_.w + (start * p_.block_in * p_.block_out + strips_.offset(strip)) *
-                                t_.item_bytes;
-      if (in_place_) {
-        t.sums = stored;
-        t.sums_stride = p_.block_out;
-      } else {
-        t.sums = one_panel_ ? Scratch(ScratchUse::kPieceSums, t.num_blocks * p_.block_in *
-                                                                  strips_.items * t_.word_bytes)
-                            : waiting_sums_ + SumsOffset(strip) - waiting_begin_;
-        t.sums_stride = strips_.items;
+      return order_.starts[line + 1] > order_.starts[line];
+    };
+    for (int64_t begin = first; begin < last;) {
+      // Strips follow each other without gaps, but for blocks that end in half a vector.
+      int64_t end = begin + 1;
+      while (end < last && has_blocks(begin) && has_blocks(end) &&
+             strips_.begin(end) == strips_.begin(end - 1) + strips_.items) {
+        ++end;
       }
-      t.sums_block_stride = p_.block_in * t.sums_stride;
-      for (int64_t d = 0; d < words; d += kDepthWords) {
-        t.x = panel + d * p_.block_in * t_.word_bytes;
-        t.gradient = gradient + d * strips_.items * t_.word_bytes;
-        t.depth_words = std::min(kDepthWords, words - d);
-        t.accumulate = word > 0 || d > 0;
-        t_.weight_grad(t);
+      if (has_blocks(begin)) {
+        const int64_t col = strips_.begin(begin);
+        const int64_t cols = end - begin == 1 ? strips_.cols(begin) : p_.out - col;
+        t_.pack_columns({g_.y + (first_row * p_.out + col) * t_.item_bytes, p_.out,
+                         Items(word, words), cols, strips_.items, end - begin, part_stride,
+                         gradient + (begin - first) * part_stride * t_.word_bytes});
       }
-      if ((word + words) * t_.items_per_word >= p_.batch) Finish(strip, t, stored);
+      begin = end;
     }
+  }
+
+  // All of a strip's tile but for its operands; its sums are dW itself.
+  WeightGradStrip Strip(int64_t strip) const {
+    const int64_t line = strips_.line(strip), start = order_.starts[line];
+    WeightGradStrip t = {};
+    t.x_block_stride = panel_words_ * p_.block_in;
+    t.blocks = order_.inner + start;
+    t.num_blocks = order_.starts[line + 1] - start;
+    t.block_in = p_.block_in;
+    t.vectors = strips_.vectors;
+    t.sums = Stored(strip);
+    t.sums_stride = in_place_ ? p_.block_out : strips_.items;
+    t.sums_block_stride = p_.block_in * t.sums_stride;
+    return t;
+  }
+
+  char* Stored(int64_t strip) const {
+    const int64_t start = order_.starts[strips_.line(strip)];
+    return g_.w +
+           (start * p_.block_in * p_.block_out + strips_.offset(strip)) * t_.item_bytes;
   }
 
   // Rounds the sums where they are not in dW yet, and clears what lies over the weight's edge.
-  void Finish(int64_t strip, const WeightGradStrip& t, char* stored) const {
+  void Finish(int64_t strip, const WeightGradStrip& t) const {
+    char* stored = Stored(strip);
     const int64_t width = std::min(strips_.items, p_.block_out - strips_.offset(strip));
     const int64_t cols = strips_.cols(strip);
     const char* sums = static_cast<const char*>(t.sums);

@@ -30,11 +30,14 @@ struct RowPanel {
   void* panel;
 };
 
-// A matrix whose rows are the depth: panel [words of the depth][width], zero from `cols` on.
+// A matrix whose rows are the depth, cut into parts of `width` columns: panel
+// [part][words of the depth][width], with parts `part_stride` words apart. Columns from `cols` on do
+// not exist, and are zero.
 struct ColumnPanel {
   const void* source;
   int64_t source_stride;
-  int64_t depth, cols, width;
+  int64_t depth, cols;
+  int64_t width, parts, part_stride;
   void* panel;
 };
 
@@ -75,7 +78,7 @@ struct WeightGradStrip {
   const int32_t* blocks;  // block row of each stored block
   int64_t num_blocks, block_in;
   const void* gradient;  // [words of the depth][strip]
-  int64_t depth_words;
+  int64_t depth_words;   // to sum over, of those
   int64_t vectors;
   void* sums;
   int64_t sums_block_stride, sums_stride;
@@ -112,8 +115,8 @@ struct Tiles {
   ProductKernel product;
   // For so few rows that reading the weights is all the cost: never packs them.
   ProductKernel streamed_product;
-  // Weights for `product`: as they are, and transposed.
   void (*pack_columns)(const ColumnPanel&);
+  // One part, from a source whose columns are the depth; `width` is whole vectors.
   void (*pack_transposed)(const ColumnPanel&);
 
   int64_t max_dot_batch;  // above, transposing the blocks costs less than dot products

@@ -54,31 +54,39 @@ void PackColumns(const ColumnPanel& p) {
   using Word = typename Op::Word;
   const auto* row = static_cast<const Stored*>(p.source);
   auto* panel = static_cast<Word*>(p.panel);
+  // All parts of a row before the next row: the source is read along its lines.
   for (int64_t d = 0; d < p.depth; d += Op::kItemsPerWord) {
     const bool has_next = d + 1 < p.depth;
     const auto* next = row + p.source_stride;
-    for (int64_t c = 0; c < p.width; c += kLanes) {
-      const int64_t cols = Min(kLanes, p.cols - c);
-      if (cols == kLanes && (Op::kItemsPerWord == 1 || has_next)) {
-        StoreVector(panel + c, Op::Zip(row + c, next + c));
-        continue;
-      }
-      Stored first[kLanes] = {}, second[kLanes] = {};
-      if (cols > 0) {
-        __builtin_memcpy(first, row + c, cols * sizeof(Stored));
-        if (Op::kItemsPerWord == 2 && has_next) {
-          __builtin_memcpy(second, next + c, cols * sizeof(Stored));
+    for (int64_t part = 0; part < p.parts; ++part) {
+      Word* to = panel + part * p.part_stride;
+      const int64_t begin = part * p.width;
+      int64_t c = 0;
+      if (Op::kItemsPerWord == 1 || has_next) {
+        const int64_t whole = Min(p.width, p.cols - begin) - kLanes;
+        for (; c <= whole; c += kLanes) {
+          StoreVector(to + c, Op::Zip(row + begin + c, next + begin + c));
         }
       }
-      const auto words = Op::Zip(first, second);
-      __builtin_memcpy(panel + c, &words, Min(kLanes, p.width - c) * sizeof(Word));
+      for (; c < p.width; c += kLanes) {
+        const int64_t cols = Min(Min(kLanes, p.width - c), p.cols - begin - c);
+        Stored first[kLanes] = {}, second[kLanes] = {};
+        if (cols > 0) {
+          __builtin_memcpy(first, row + begin + c, cols * sizeof(Stored));
+          if (Op::kItemsPerWord == 2 && has_next) {
+            __builtin_memcpy(second, next + begin + c, cols * sizeof(Stored));
+          }
+        }
+        const auto words = Op::Zip(first, second);
+        __builtin_memcpy(to + c, &words, Min(kLanes, p.width - c) * sizeof(Word));
+      }
     }
     row += Op::kItemsPerWord * p.source_stride;
     panel += p.width;
   }
 }
 
-// The same panel from a source whose columns are the depth. `width` is a multiple of kLanes.
+// One part of such a panel from a source whose columns are the depth.
 template <class Op>
 void PackTransposed(const ColumnPanel& p) {
   constexpr int64_t kLanes = Op::kLanes;
