@@ -118,7 +118,7 @@ FORWARD_MODE = {
 @every_contract
 def test_forward_mode_under_a_contract_is_refused_and_names_exact(form, grad, how):
     product, w = form(grad)
-    with pytest.raises(TypeError, match='matmul: forward-mode .* need grad="exact"'):
+    with pytest.raises(TypeError, match=r'matmul: forward-mode .* need grad="exact"'):
         jax.block_until_ready(FORWARD_MODE[how](product, X, w))
 
 
@@ -143,7 +143,7 @@ def test_dense_contract_writes_no_sampled_gradient():
 
 
 def test_dense_contract_is_refused_for_a_sparse_weight():
-    with pytest.raises(ValueError, match="Pass an array w with pattern=w.pattern"):
+    with pytest.raises(ValueError, match=r"Pass an array w with pattern=w\.pattern"):
         js.matmul(X, LAYER.weight(), grad="dense")
 
 

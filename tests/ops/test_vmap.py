@@ -1,4 +1,4 @@
-"""`vmap` makes one call of the kernel with more axes, never a loop of calls or copies of weights."""
+"""`vmap` makes one call of the kernel with more axes, never a loop of calls, never copies."""
 
 import functools
 
