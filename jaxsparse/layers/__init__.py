@@ -1,0 +1,1 @@
+"""What the Flax layers of `jaxsparse.nnx` and `jaxsparse.linen` share."""

@@ -1,0 +1,195 @@
+"""The kernel of a sparse layer, stored dense or packed: masking it, packing it, multiplying by it.
+
+Leading axes of a pattern's indices are batch axes of the layer, or layers stacked by `vmap` or
+`scan`. The kernel has the same axes in front.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.weight import SparseWeight, check_values
+from jaxsparse.ops.dot_general import dot_general
+from jaxsparse.patterns.dense import restrict
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class PackedPattern:
+    """The pattern of a kernel of which only the values are stored.
+
+    Attributes:
+        pattern: where they are.
+        kernel_shape: the shape of the whole kernel, without the leading axes that `pattern` has
+            too. Static.
+    """
+
+    pattern: BlockPattern
+    kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return f"PackedPattern({self.pattern!r}, kernel_shape={self.kernel_shape})"
+
+
+def pattern_of(stored: BlockPattern | PackedPattern) -> BlockPattern:
+    """The pattern, however the kernel is stored."""
+    return stored.pattern if isinstance(stored, PackedPattern) else stored
+
+
+def mask(kernel, pattern: BlockPattern):
+    """The dense kernel with exact zeros where the pattern stores nothing."""
+    matrices = _matrices("mask", kernel, pattern)
+    return _stacked(restrict, pattern)(matrices, pattern).reshape(jnp.shape(kernel))
+
+
+def pack(kernel, pattern: BlockPattern):
+    """`(values, PackedPattern)` of a dense kernel; what is off the pattern is dropped."""
+    values = _stacked(lambda w, p: p.gather(w), pattern)(
+        _matrices("pack", kernel, pattern), pattern
+    )
+    return values, PackedPattern(pattern, jnp.shape(kernel)[pattern.rows.ndim - 1 :])
+
+
+def unpack(values, packed: PackedPattern):
+    """`(kernel, pattern)`, the inverse of `pack`: the same bits, and zeros off the pattern."""
+    pattern = packed.pattern
+    check_values("unpack", values, pattern)
+    kernel = _stacked(lambda v, p: p.scatter(v), pattern)(values, pattern)
+    return kernel.reshape(*pattern.rows.shape[:-1], *packed.kernel_shape), pattern
+
+
+def change_pattern(layer: str, kernel, stored, new: BlockPattern):
+    """The kernel and what is stored of its pattern, after the pattern changed.
+
+    Args:
+        layer: its name, for errors.
+        kernel: dense, or values where `stored` is packed.
+        stored: the old pattern, packed or not.
+        new: of the same shape, format and capacity. Blocks that only it has start as zeros.
+
+    Raises:
+        ValueError, TypeError: a pattern that cannot take the place of the old one.
+    """
+    old = pattern_of(stored)
+    if not isinstance(new, BlockPattern):
+        raise TypeError(f"{layer}: a pattern is a BlockPattern, got {type(new).__name__}.")
+    for what, was, given in (
+        ("format", old.format, new.format),
+        ("shape", old.shape, new.shape),
+        ("rows.shape", old.rows.shape, new.rows.shape),
+        ("cols.shape", old.cols.shape, new.cols.shape),
+    ):
+        if was != given:
+            raise ValueError(
+                f"{layer}: the new pattern's {what} must be that of the old one, {was}, got "
+                f"{given}. Make it with capacity={old.capacity}, or make a new layer."
+            )
+    new = dataclasses.replace(new, rows=jnp.asarray(new.rows), cols=jnp.asarray(new.cols))
+    if not isinstance(stored, PackedPattern):
+        return mask(kernel, new), new
+    move = lambda values, both: SparseWeight(values, both[0]).with_pattern(both[1]).values
+    return _stacked(move, old)(kernel, (old, new)), dataclasses.replace(stored, pattern=new)
+
+
+def linear(
+    inputs, kernel, bias, stored, *, axes, batch_axes, hook, implementation, grad, **arguments
+):
+    """The result of a linear layer, whose arrays have been cast already.
+
+    y[batch, rest, out] = sum over in of inputs[batch, rest, in] * kernel[batch, in, out]
+                          + bias[batch, out]
+
+    Args:
+        inputs: an array.
+        kernel: `[*batch, *in, *out]`, or values where `stored` is packed.
+        bias: `[*batch, *out]` or None.
+        stored: the kernel's pattern, packed or not; None for a dense layer.
+        axes: of `inputs`, contracted with the kernel's. They count in rising order.
+        batch_axes: of `inputs`: its first ones.
+        hook: the user's product in place of `dot_general`, or None. It gets the masked kernel.
+        implementation, grad: as in `jaxsparse.matmul`.
+        **arguments: for the product, ours or the user's.
+    """
+    axes, batch_axes = (
+        tuple(sorted(axis + inputs.ndim if axis < 0 else axis for axis in given))
+        for given in (axes, batch_axes)
+    )
+    num_batch, num_in = len(batch_axes), len(axes)
+    dimension_numbers = (
+        (axes, tuple(range(num_batch, num_batch + num_in))),
+        (batch_axes, tuple(range(num_batch))),
+    )
+    if stored is None or hook is not None:
+        whole = kernel if stored is None else _whole(kernel, stored, grad)
+        y = (hook or lax.dot_general)(inputs, whole, dimension_numbers, **arguments)
+    elif isinstance(stored, PackedPattern):
+        y = _packed_product(
+            inputs,
+            kernel,
+            stored,
+            dimension_numbers,
+            implementation=implementation,
+            grad="sparse" if grad == "dense" else grad,  # there is nothing else to have one
+            **arguments,
+        )
+    else:
+        y = dot_general(
+            inputs,
+            kernel,
+            dimension_numbers,
+            pattern=stored,
+            implementation=implementation,
+            grad=grad,
+            **arguments,
+        )
+    if bias is None:
+        return y
+    places = [
+        inputs.shape[i] if i in batch_axes else 1 for i in range(inputs.ndim) if i not in axes
+    ]
+    return y + jnp.reshape(bias, (*places, *bias.shape[num_batch:]))
+
+
+def _packed_product(inputs, values, packed, dimension_numbers, **arguments):
+    num_in = len(dimension_numbers[0][1])
+    sizes_in, sizes_out = packed.kernel_shape[:num_in], packed.kernel_shape[num_in:]
+    pattern = dataclasses.replace(packed.pattern, shape=(*sizes_in, math.prod(sizes_out)))
+    y = dot_general(inputs, SparseWeight(values, pattern), dimension_numbers, **arguments)
+    return y.reshape(*y.shape[:-1], *sizes_out)
+
+
+def _whole(kernel, stored, grad):
+    """The dense kernel for a product that knows no patterns, with the gradient asked for."""
+    if isinstance(stored, PackedPattern):
+        return unpack(kernel, stored)[0]
+    masked = mask(kernel, stored)
+    if grad != "dense":
+        return masked
+    # Zero off the pattern, and differentiated as if it were the kernel. On it nothing is added, as
+    # that would turn -0 into 0.
+    finite = jnp.where(jnp.isfinite(kernel), kernel, jnp.zeros((), kernel.dtype))
+    off = mask(jnp.ones_like(kernel), stored) == 0
+    return jnp.where(off, finite - lax.stop_gradient(finite), kernel)
+
+
+def _matrices(function: str, kernel, pattern: BlockPattern):
+    """The kernel as `[*stacked, *pattern.shape]`."""
+    shape, num_stacked = jnp.shape(kernel), pattern.rows.ndim - 1
+    stacked = pattern.rows.shape[:-1]
+    if shape[:num_stacked] != stacked or math.prod(shape[num_stacked:]) != math.prod(pattern.shape):
+        raise ValueError(
+            f"{function}: a kernel must have the leading axes of its pattern's indices, {stacked}, "
+            f"before those of shape {pattern.shape}, got {shape}. Stack layers along axis 0."
+        )
+    return jnp.reshape(kernel, (*stacked, *pattern.shape))
+
+
+def _stacked(function, pattern: BlockPattern):
+    """`function`, of arrays and patterns, over the leading axes of the pattern's indices."""
+    for _ in range(pattern.rows.ndim - 1):
+        function = jax.vmap(function)
+    return function

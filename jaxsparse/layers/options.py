@@ -1,0 +1,166 @@
+"""The sparse options of a layer: what they may be, and the pattern that they ask for."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsparse.core import dispatch
+from jaxsparse.formats.block import Block, BlockPattern, matrix_view
+from jaxsparse.formats.parse import as_format
+from jaxsparse.ops.matmul import GRADS
+from jaxsparse.patterns import full
+from jaxsparse.patterns.dense import fromdense
+from jaxsparse.patterns.make import is_traced, num_kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The checked options of a sparse layer.
+
+    Attributes:
+        format: of the pattern.
+        sparsity: the share of blocks that the initial pattern leaves out.
+        pattern: the initial pattern, if it is given.
+        grad: the gradient contract, as in `jaxsparse.matmul`.
+        implementation: as in `jaxsparse.matmul`.
+    """
+
+    format: Block
+    sparsity: Any
+    pattern: BlockPattern | None
+    grad: str
+    implementation: str | None
+
+
+def check(layer: str, *, format, sparsity, pattern, grad, implementation) -> Options | None:
+    """The options of a layer, or None if they ask for a dense one.
+
+    Args:
+        layer: its name, for errors.
+        format, sparsity, pattern, grad, implementation: as the user gave them.
+
+    Raises:
+        ValueError, TypeError: values that are no options, or that contradict each other.
+    """
+    if grad not in GRADS:
+        raise ValueError(f'{layer}: grad is "sparse", "dense" or "exact", got {grad!r}.')
+    if implementation not in dispatch.IMPLEMENTATIONS:
+        raise ValueError(
+            f'{layer}: implementation is None, "ffi", "xla" or "dense", got {implementation!r}.'
+        )
+    num_kept(layer, 0, sparsity)
+    if pattern is not None:
+        if not isinstance(pattern, BlockPattern):
+            raise TypeError(
+                f"{layer}: pattern is a BlockPattern, got {type(pattern).__name__}. Make one with "
+                "jaxsparse.patterns."
+            )
+        if sparsity != 0:
+            raise ValueError(
+                f"{layer}: a pattern says which blocks are stored, got sparsity={sparsity} as "
+                "well. Give one of them."
+            )
+        if format is not None and as_format(format) != pattern.format:
+            raise ValueError(
+                f"{layer}: format must be that of the pattern, {pattern.format}, got "
+                f"{as_format(format)}. Leave format out."
+            )
+        format = pattern.format
+    if format is None:
+        if sparsity != 0:
+            raise ValueError(
+                f"{layer}: sparsity needs a format, got sparsity={sparsity} and format=None. Give, "
+                'for example, format="32x32".'
+            )
+        if implementation == "ffi":
+            raise ValueError(
+                f'{layer}: implementation="ffi" needs a sparse weight, got format=None. Give, for '
+                'example, format="32x32".'
+            )
+        return None
+    return Options(as_format(format), sparsity, pattern, grad, implementation)
+
+
+def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in: int):
+    """The pattern of a new layer: the given one, or the kernel's blocks of largest norm.
+
+    Args:
+        layer: its name, for errors.
+        options: of the layer.
+        kernel: `[*batch, *in, *out]`, concrete or traced.
+        num_batch, num_in: how many of its axes are batch and input axes.
+
+    Returns:
+        A BlockPattern for the matrix `(prod(in), prod(out))`; with batch axes, one per element, all
+        with the same number of blocks, as indices `[*batch, capacity]`.
+
+    Raises:
+        ValueError: the given pattern is for another matrix.
+    """
+    batch = kernel.shape[:num_batch]
+    sizes = kernel.shape[num_batch : num_batch + num_in], kernel.shape[num_batch + num_in :]
+    matrix = math.prod(sizes[0]), math.prod(sizes[1])
+    if options.pattern is None and options.sparsity != 0:
+        make = lambda w: fromdense(w, options.format, sparsity=options.sparsity).pattern
+        for _ in batch:
+            make = jax.vmap(make)
+        return make(jnp.reshape(kernel, (*batch, *matrix)))
+    pattern = options.pattern or full(options.format, matrix)
+    if matrix_view(pattern.shape) != matrix:
+        raise ValueError(
+            f"{layer}: the pattern must be for a matrix of shape {matrix}, the kernel's inputs and "
+            f"outputs, got one for shape {pattern.shape}. Make it for this shape."
+        )
+    if pattern.rows.shape[:-1] not in ((), batch):
+        raise ValueError(
+            f"{layer}: the pattern's indices must be [capacity] or [*batch, capacity] with batch "
+            f"axes {batch}, got pattern.rows.shape={pattern.rows.shape}."
+        )
+    # A copy for each batch element: from here on they may change apart.
+    rows, cols = (
+        jnp.broadcast_to(jnp.asarray(index), (*batch, pattern.capacity))
+        for index in pattern.indices
+    )
+    return BlockPattern(rows, cols, matrix, pattern.format)
+
+
+class HashablePattern(BlockPattern):
+    """A known pattern that compares and hashes by its content, as what configures a layer must.
+
+    Not a pytree: JAX and Flax see it as one static value.
+    """
+
+    def __eq__(self, other):
+        if self is other:
+            return True
+        return isinstance(other, HashablePattern) and self._content() == other._content()
+
+    def __hash__(self):
+        return hash(self._content())
+
+    def _content(self):
+        if is_traced(self.rows, self.cols):
+            return id(self)
+        indices = [np.asarray(index) for index in self.indices]
+        return (*((i.shape, i.tobytes()) for i in indices), self.shape, self.format)
+
+
+def hashable(pattern: BlockPattern | None) -> HashablePattern | None:
+    """The pattern in a form that can be compared and hashed."""
+    if pattern is None or isinstance(pattern, HashablePattern):
+        return pattern
+    return HashablePattern(*pattern.indices, pattern.shape, pattern.format)
+
+
+def without_flax(module: str, error: ModuleNotFoundError) -> ImportError:
+    """The error of a module that needs Flax, given the one that its import met."""
+    if error.name != "flax":
+        return error
+    return ImportError(
+        f"{module}: it needs Flax, which is not installed. pip install jaxsparse[flax]",
+        name="flax",
+    )

@@ -1,0 +1,215 @@
+"""Linear layers of Flax Linen with a sparse kernel."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+from jax import lax
+
+from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.layers import kernel as kernels
+from jaxsparse.layers import options as layer_options
+from jaxsparse.linen.variables import COLLECTION
+
+
+def _option(default):
+    return dataclasses.field(default=default, kw_only=True)
+
+
+def _as_tuple(given) -> tuple[int, ...]:
+    return tuple(given) if isinstance(given, Iterable) else (given,)
+
+
+def _on_matrix(init, num_rows: int):
+    """The initializer of an array that sees it as a matrix: as a vector if `num_rows` is 0.
+
+    The variance of an initializer depends on the shape it sees; this is what Flax shows to it.
+    """
+
+    def init_and_reshape(key, shape, dtype):
+        rows, cols = math.prod(shape[:num_rows]), math.prod(shape[num_rows:])
+        array = init(key, (rows, cols) if num_rows else (cols,), dtype)
+        return meta.replace_boxed(array, jnp.reshape(meta.unbox(array), shape))
+
+    return init_and_reshape
+
+
+class _SparseLinear(nn.Module if TYPE_CHECKING else object):
+    """Parameters and forward pass that both layers share.
+
+    Not a Module: Flax would wrap these methods, and they would show up among the intermediates.
+    """
+
+    use_bias: bool
+    param_dtype: Any
+    precision: Any
+    kernel_init: Any
+    bias_init: Any
+    dtype: Any
+    promote_dtype: Any
+    dot_general: Any
+    dot_general_cls: Any
+    format: Any
+    sparsity: float
+    pattern: Any
+    grad: str
+    implementation: str | None
+
+    def _options(self) -> layer_options.Options | None:
+        return layer_options.check(
+            type(self).__name__,
+            format=self.format,
+            sparsity=self.sparsity,
+            pattern=self.pattern,
+            grad=self.grad,
+            implementation=self.implementation,
+        )
+
+    def _make_hashable(self):
+        options = self._options()
+        self.format = None if options is None else options.format
+        self.pattern = layer_options.hashable(self.pattern)
+
+    def _apply(self, inputs, features, axes, batch_axes) -> jax.Array:
+        """The layer's result; axes as Flax normalizes them."""
+        batch = tuple(inputs.shape[axis] for axis in batch_axes)
+        kernel_shape = (*batch, *(inputs.shape[axis] for axis in axes), *features)
+        kernel, stored = self._kernel(kernel_shape, len(batch), len(axes))
+        bias = None
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                _on_matrix(self.bias_init, 0),
+                (*batch, *features),
+                self.param_dtype,
+            )
+        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        hook = self.dot_general if self.dot_general_cls is None else self.dot_general_cls()
+        return kernels.linear(
+            inputs,
+            kernel,
+            bias,
+            stored,
+            axes=axes,
+            batch_axes=batch_axes,
+            hook=None if hook is lax.dot_general else hook,
+            implementation=self.implementation,
+            grad=self.grad,
+            precision=self.precision,
+        )
+
+    def _kernel(self, shape, num_batch: int, num_in: int):
+        """The kernel and what is stored of its pattern, both made if there are none yet."""
+        init = _on_matrix(self.kernel_init, num_batch + num_in)
+        options, name = self._options(), type(self).__name__
+        if options is None:
+            return self.param("kernel", init, shape, self.param_dtype), None
+
+        def first_pattern(kernel):
+            return layer_options.initial_pattern(name, options, kernel, num_batch, num_in)
+
+        def masked_init(*args):
+            kernel = init(*args)
+            value = meta.unbox(kernel)
+            value = kernels.mask(value, first_pattern(value))
+            return meta.replace_boxed(kernel, value)
+
+        has_pattern = self.has_variable(COLLECTION, "pattern")
+        if not has_pattern and not self.is_mutable_collection(COLLECTION):
+            raise ValueError(
+                f'{name}: the collection "{COLLECTION}" holds the pattern of '
+                f"{'/'.join(self.path) or 'the layer'}, got variables without it. Pass all that "
+                f'init returned, {{"params": ..., "{COLLECTION}": ...}}; within nn.scan or '
+                f'nn.vmap, list "{COLLECTION}" in variable_axes.'
+            )
+        if has_pattern:
+            stored = self.get_variable(COLLECTION, "pattern")
+            if isinstance(stored, kernels.PackedPattern):
+                values_shape = stored.pattern.values_shape
+                zeros = lambda _: jnp.zeros(values_shape, self.param_dtype)
+                return self.param("kernel", zeros), stored
+        kernel = self.param("kernel", masked_init, shape, self.param_dtype)
+        return kernel, self.variable(COLLECTION, "pattern", lambda: first_pattern(kernel)).value
+
+
+class Dense(_SparseLinear, nn.Dense):
+    """A linear layer whose kernel is sparse: `y = x @ kernel + bias`.
+
+    Without `format` and `pattern` it is `flax.linen.Dense`. Otherwise weights are those of Flax's
+    layer for the same seed, zero where the pattern stores nothing, and `init` returns the pattern
+    in the collection "sparsity", which `apply` needs too.
+
+    Attributes:
+        format: such as "32x32" or `jaxsparse.Block((32, 32))`; None for a dense layer.
+        sparsity: the share of blocks that the first pattern leaves out: those of smallest norm in
+            the initial kernel. From 0 to 1.
+        pattern: a BlockPattern for shape `(in, features)`, in place of `sparsity`.
+        grad: the kernel's gradient: "sparse", on the pattern; "dense", everywhere, to grow
+            patterns by; "exact", as "sparse" and in forward mode too.
+        implementation: None chooses; "ffi", "xla" and "dense" do that or raise.
+
+    All other attributes are those of `flax.linen.Dense`. A `dot_general` of your own gets the whole
+    masked kernel.
+    """
+
+    format: Block | str | tuple[int, int] | None = _option(None)
+    sparsity: float = _option(0.0)
+    pattern: BlockPattern | None = _option(None)
+    grad: str = _option("sparse")
+    implementation: str | None = _option(None)
+
+    def __post_init__(self):
+        self._make_hashable()
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs) -> jax.Array:
+        """`[*batch, features]` for inputs `[*batch, in]`."""
+        return self._apply(inputs, (self.features,), (jnp.ndim(inputs) - 1,), ())
+
+
+class DenseGeneral(_SparseLinear, nn.DenseGeneral):
+    """A linear layer over any axes, whose kernel is sparse.
+
+    Without `format` and `pattern` it is `flax.linen.DenseGeneral`. Otherwise weights are those of
+    Flax's layer for the same seed, zero where the pattern stores nothing. The pattern sees the
+    kernel as a matrix `(prod(in), prod(features))`; with `batch_dims` there is one pattern per
+    batch element, all with equally many blocks.
+
+    Attributes:
+        format, sparsity, grad, implementation: as in `Dense`.
+        pattern: a BlockPattern for the matrix, in place of `sparsity`: indices `[capacity]` for
+            all batch elements, or `[*batch, capacity]`.
+
+    All other attributes are those of `flax.linen.DenseGeneral`.
+    """
+
+    format: Block | str | tuple[int, int] | None = _option(None)
+    sparsity: float = _option(0.0)
+    pattern: BlockPattern | None = _option(None)
+    grad: str = _option("sparse")
+    implementation: str | None = _option(None)
+
+    def __post_init__(self):
+        self._make_hashable()
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs) -> jax.Array:
+        """`[*batch, *other axes of inputs, *features]`."""
+        batch_dims = _as_tuple(self.batch_dims)
+        if set(batch_dims) != set(range(len(batch_dims))):
+            raise ValueError(
+                f"DenseGeneral: batch_dims {batch_dims} must be consecutive leading dimensions "
+                "starting from 0."
+            )
+        axes, batch_axes = (
+            tuple(sorted(axis + inputs.ndim if axis < 0 else axis for axis in given))
+            for given in (_as_tuple(self.axis), batch_dims)
+        )
+        return self._apply(inputs, _as_tuple(self.features), axes, batch_axes)
