@@ -264,7 +264,7 @@ BAD = {
         ["int", "0.5"],
     ),
     "random_sparsity": (
-        lambda: patterns.random(jax.random.key(0), "16x16", SHAPE, sparsity=2),
+        call(patterns.random, jax.random.key(0), "16x16", SHAPE, sparsity=2),
         ValueError,
         ["random", "from 0 to 1", "2"],
     ),
@@ -299,12 +299,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_with_words_that_say_what(name):
     case, error, words = BAD[name]
+    function, arguments, options = case
     with pytest.raises(error) as caught:
-        if callable(case):
-            case()
-        else:
-            function, arguments, options = case
-            jax.block_until_ready(function(*arguments, **options))
+        jax.block_until_ready(function(*arguments, **options))
     for word in words:
         assert word in str(caught.value), str(caught.value)
 

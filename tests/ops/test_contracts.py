@@ -1,4 +1,4 @@
-"""Gradient contracts: what the gradients of `grad="sparse"` and `"dense"` hold, and what they refuse."""
+"""Gradient contracts: what gradients hold under `grad="sparse"` and `"dense"`, what is refused."""
 
 import jax
 import jax.numpy as jnp
