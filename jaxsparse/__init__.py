@@ -11,6 +11,7 @@ from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.weight import SparseWeight, merge, split
+from jaxsparse.ops.dot_general import dot_general
 from jaxsparse.ops.matmul import matmul, sddmm
 from jaxsparse.patterns.dense import block_norms, convert, fromdense, fromsparse, norm_kept
 
@@ -25,6 +26,7 @@ __all__ = [
     "block_norms",
     "convert",
     "disabled_export_checks",
+    "dot_general",
     "explain",
     "fromdense",
     "fromsparse",
