@@ -273,8 +273,11 @@ def _concrete(mask):
     return mask if is_traced(mask) else np.asarray(mask)
 
 
-def _not_nan(scores):
-    return jnp.where(jnp.isnan(scores), jnp.inf, scores)
+def _falling(scores):
+    """What sorts scores from the highest to the lowest, NaN first."""
+    if jnp.issubdtype(scores.dtype, jnp.floating):
+        return -jnp.where(jnp.isnan(scores), jnp.inf, scores)
+    return ~scores  # not -scores, which overflows
 
 
 def _ranks(scores, is_last):
@@ -282,7 +285,7 @@ def _ranks(scores, is_last):
 
     Marked entries come after all others; ties go to the entry that comes first down the columns.
     """
-    keys = (-_not_nan(scores).T.ravel(), is_last.T.ravel())
+    keys = (_falling(scores).T.ravel(), is_last.T.ravel())
     order = jnp.lexsort(keys)
     ranks = jnp.zeros(order.shape, jnp.int32)
     ranks = ranks.at[order].set(jnp.arange(order.size, dtype=jnp.int32), unique_indices=True)
