@@ -1,9 +1,7 @@
 """The compiled CPU kernels; see xla_ffi/bindings/cpu_module.cc."""
 
-from types import CapsuleType
-
-def registrations() -> dict[str, CapsuleType]:
-    """Every FFI handler, by target name."""
+def registrations() -> dict[str, object]:
+    """Every FFI handler as a capsule, by target name."""
 
 def ffi_api_version() -> tuple[int, int]:
     """Major and minor version of the XLA FFI headers the handlers were compiled with."""
