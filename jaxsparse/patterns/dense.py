@@ -93,11 +93,30 @@ def block_norms(w, format) -> jax.Array:
     w = jnp.asarray(w.todense() if isinstance(w, SparseWeight) else w)
     _check_numeric("block_norms", w)
     _, format = make.check_weight_shape("block_norms", w.shape, format)
-    magnitude = jnp.abs(w).astype(jnp.promote_types(w.dtype, jnp.float32))
-    # Scaled by the largest entry, so that squares neither overflow nor vanish.
-    largest = jnp.max(magnitude, initial=0)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
-    return scale * jnp.sqrt(make.reduce_blocks((magnitude / scale) ** 2, format, "sum"))
+    magnitude = _magnitude(w)
+    scale = _scale(make.reduce_blocks(magnitude, format, "max"))
+    block_in, block_out = format.shape
+    of_each = jnp.repeat(jnp.repeat(scale, block_in, axis=0), block_out, axis=1)
+    of_each = of_each[: math.prod(w.shape[:-1]), : w.shape[-1]].reshape(w.shape)
+    return scale * jnp.sqrt(make.reduce_blocks((magnitude / of_each) ** 2, format, "sum"))
+
+
+def _magnitude(w):
+    """Absolute values in float32, or in float64 where `w` is so wide."""
+    if not jnp.issubdtype(w.dtype, jnp.inexact):
+        w = w.astype(jnp.float32)
+    size = jnp.abs(w)
+    return size if size.dtype == jnp.float64 else size.astype(jnp.float32)
+
+
+def _scale(largest):
+    """What to divide by, so that squares of what is not much smaller neither overflow nor vanish.
+
+    Limited so that its reciprocal is a normal number: XLA multiplies by that instead of dividing,
+    and takes subnormal numbers for zero.
+    """
+    limit = 2.0 ** (jnp.finfo(largest.dtype).maxexp - 28)
+    return jnp.clip(largest, 1 / limit, limit)
 
 
 def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) -> SparseWeight:
@@ -135,13 +154,13 @@ def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) ->
 
 def norm_kept(original, projected) -> jax.Array:
     """The norm of `projected` over that of `original`, each dense or sparse; 1 is lossless."""
-    sizes = [
-        jnp.linalg.norm(
-            jnp.ravel(a.todense() if isinstance(a, SparseWeight) else a).astype(jnp.float32)
-        )
-        for a in (projected, original)
-    ]
-    return jnp.where(sizes[1] == 0, 1.0, sizes[0] / sizes[1])
+    whole, kept = (
+        _magnitude(jnp.asarray(a.todense() if isinstance(a, SparseWeight) else a))
+        for a in (original, projected)
+    )
+    scale = _scale(jnp.max(whole, initial=0))
+    whole, kept = (jnp.sum((size / scale) ** 2) for size in (whole, kept))
+    return jnp.where(whole == 0, 1.0, jnp.sqrt(kept / whole))
 
 
 def restrict(w, pattern: BlockPattern) -> jax.Array:
