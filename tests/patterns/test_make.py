@@ -1,4 +1,4 @@
-"""Patterns from masks, grids, lists, scores and keys: what they store, in which order, and where."""
+"""Patterns from masks, grids, lists, scores and keys: what they store, in which order."""
 
 import functools
 
