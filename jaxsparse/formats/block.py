@@ -142,7 +142,7 @@ class BlockPattern:
         return whole[:rows, :cols].reshape(self.shape)
 
     def __repr__(self) -> str:
-        capacity = getattr(self.rows, "shape", ("?",))[-1]
+        capacity = (getattr(self.rows, "shape", None) or ("?",))[-1]
         total = math.prod(self.grid)
         return f"BlockPattern({self.format} blocks, {capacity} of {total}, shape={self.shape})"
 

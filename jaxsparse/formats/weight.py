@@ -89,11 +89,12 @@ class SparseWeight:
         return SparseWeight(pattern.gather(self.todense()), pattern)
 
     def __repr__(self) -> str:
-        if not hasattr(self.values, "dtype") or not isinstance(self.pattern, BlockPattern):
+        is_pattern = isinstance(self.pattern, BlockPattern)
+        if not (is_pattern and getattr(self.pattern.rows, "shape", None)):  # not arrays of blocks
             return f"SparseWeight(values={self.values!r}, pattern={self.pattern!r})"
         stored, total = self.pattern.capacity, self.pattern.grid[0] * self.pattern.grid[1]
         return (
-            f"SparseWeight({self.dtype}{list(self.shape)}, {self.format} blocks, "
+            f"SparseWeight({getattr(self.values, 'dtype', '?')}{list(self.shape)}, {self.format} blocks, "
             f"{stored} of {total}, density={self.density:.3g})"
         )
 
