@@ -163,8 +163,8 @@ def test_fromdense_under_vmap_gives_each_weight_its_pattern(rng):
     make = functools.partial(js.fromdense, format=BLOCK, sparsity=0.7)
     together = jax.vmap(make)(several)
     for i in range(3):
-        alone = make(several[i])
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[i], b), together, alone)
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], together)
+        jax.tree.map(np.testing.assert_array_equal, one, make(several[i]))
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 8, 16), (5, 8, 16)], ids=str)
@@ -341,7 +341,7 @@ def test_fromsparse_refuses_batched_matrices():
 
 @pytest.mark.parametrize("format", ["1x1", "8x8", "32x32", "5x7", "128x128"])
 def test_convert_that_covers_loses_nothing_and_stores_no_more_than_it_must(format, rng):
-    dense, grid = block_sparse(rng)
+    dense, _ = block_sparse(rng)
     w = js.fromdense(dense, BLOCK)
     wide = js.convert(w, format)
     assert (str(wide.format), wide.shape, wide.dtype) == (format, SHAPE, w.dtype)
