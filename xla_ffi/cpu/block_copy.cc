@@ -19,8 +19,8 @@ Status ForPieces(const BlockMatmul& problem, int64_t items_per_group, int64_t it
                  TaskPool& pool,
                  const std::function<void(int64_t, int64_t, int64_t)>& copy) {
   const int64_t groups = problem.num_groups();
-  if (items_per_group == 0 || groups == 0) return {};
-  const int64_t grain = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, item_bytes));
+  if (items_per_group == 0 || item_bytes == 0 || groups == 0) return {};
+  const int64_t grain = std::max<int64_t>(1, kPieceBytes / item_bytes);
   const int64_t pieces = (items_per_group + grain - 1) / grain;
   const double bytes = 2.0 * groups * items_per_group * item_bytes;
   return ParallelFor(PoolForWork(pool, 0, bytes), groups * pieces, [&](int64_t piece) {

@@ -203,6 +203,7 @@ Status RunDots(const Product& p, const Tiles& tiles, TaskPool& pool) {
       t.blocks = p.order->inner + start;
       t.positions = p.order->positions + start;
       t.num_blocks = p.order->starts[line + 1] - start;
+      t.num_blocks_ahead = p.order->num_blocks() - start;
       t.weights = p.weights;
       t.block_in = p.block_width;
       t.block_depth = p.block_depth;

@@ -52,11 +52,8 @@ class WeightGradRun {
                           std::min(CeilDiv(strips_.count, target), most_strips));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
 
-    ClearUnused();
-    if (p_.batch == 0) {
-      std::memset(g_.w, 0, order_.num_blocks() * p_.block_in * p_.block_out * t_.item_bytes);
-      return {};
-    }
+    ClearPlaces(p_.batch == 0 ? 0 : order_.num_blocks(), p_.capacity);
+    if (p_.batch == 0) return {};
     char* panel =
         static_cast<char*>(Scratch(ScratchUse::kPanel, panel_words_ * x_row_bytes));
 
@@ -101,10 +98,9 @@ class WeightGradRun {
            sums_bytes;
   }
 
-  void ClearUnused() const {
+  void ClearPlaces(int64_t begin, int64_t end) const {
     const int64_t block_bytes = p_.block_in * p_.block_out * t_.item_bytes;
-    const int64_t used = order_.num_blocks();
-    std::memset(g_.w + used * block_bytes, 0, (p_.capacity - used) * block_bytes);
+    if (begin < end) std::memset(g_.w + begin * block_bytes, 0, (end - begin) * block_bytes);
   }
 
   // The rows that belong to `words` words of the batch, from `word`.

@@ -64,7 +64,8 @@ struct DotBlockRow {
   const int32_t* blocks;     // block column of each block of this row
   const int64_t* positions;  // where its values are
   int64_t num_blocks;
-  const void* weights;  // [capacity][block_in][block_depth]
+  int64_t num_blocks_ahead;  // in `positions`, with those of the rows that follow
+  const void* weights;       // [capacity][block_in][block_depth]
   int64_t block_in, block_depth, depth;
   int64_t cols;  // results that exist, at most block_in
   void* result;

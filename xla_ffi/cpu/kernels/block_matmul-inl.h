@@ -28,7 +28,7 @@ constexpr Tiles MakeTiles() {
                             RunProduct<Type, Single, Type, kMaxStreamedRows, kMaxStreamedRows>};
   tiles.pack_columns = PackColumns<Op>;
   tiles.pack_transposed = PackTransposed<Op>;
-  tiles.max_dot_batch = 24;
+  tiles.max_dot_batch = 2 * kMaxDotRows;
   tiles.dot = RunDot<Type, Op>;
   tiles.weight_grad = RunWeightGrad<Op>;
   tiles.store = StoreRows<Type>;

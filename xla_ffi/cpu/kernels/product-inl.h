@@ -147,6 +147,9 @@ constexpr int DotColumns(int rows) {
                                 : (rows == 1 ? 8 : rows == 2 ? 4 : 2);
 }
 
+// Latency times bandwidth of memory, and some more.
+constexpr int64_t kDotPrefetchBytes = 8192;
+
 // The sums of the lanes of `count` vectors.
 template <class Op, int kCount>
 JAXSPARSE_INLINE void SumLanes(const typename Op::Sums (&sums)[kCount], typename Op::Sum* result) {
@@ -175,6 +178,8 @@ void RunDotTile(const DotBlockRow& t, int64_t row, int64_t col) {
   const auto* gradient = static_cast<const Stored*>(t.gradient) + row * t.gradient_stride;
   const auto* weights = static_cast<const Stored*>(t.weights) + col * t.block_depth;
   const int64_t block_items = t.block_in * t.block_depth;
+  const int64_t tile_bytes = kCols * t.block_depth * static_cast<int64_t>(sizeof(Stored));
+  const int64_t ahead = CeilDiv(kDotPrefetchBytes, tile_bytes);
 
   typename Op::Sums sums[kSums];
 #pragma GCC unroll 32
@@ -182,11 +187,26 @@ void RunDotTile(const DotBlockRow& t, int64_t row, int64_t col) {
   for (int64_t b = 0; b < t.num_blocks; ++b) {
     const Stored* g = gradient + t.blocks[b] * t.block_depth;
     const Stored* w = weights + t.positions[b] * block_items;
-    if (b + 1 < t.num_blocks) {
-      const char* next =
-          reinterpret_cast<const char*>(weights + t.positions[b + 1] * block_items);
-      const int64_t bytes = kCols * t.block_depth * static_cast<int64_t>(sizeof(Stored));
-      for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
+    if (row == 0) {
+      // What comes next: these rows of a later block, then the next rows of the first blocks, then
+      // the next block row. Blocks of a row are strewn over memory; no hardware prefetcher follows.
+      const Stored* next = nullptr;
+      int64_t later = b + ahead;
+      if (later < t.num_blocks) {
+        next = weights + t.positions[later] * block_items;
+      } else if (col + kCols < t.cols) {
+        later -= t.num_blocks;
+        if (later < t.num_blocks) {
+          next = weights + t.positions[later] * block_items + kCols * t.block_depth;
+        }
+      } else if (later < t.num_blocks_ahead) {
+        next = static_cast<const Stored*>(t.weights) + t.positions[later] * block_items;
+      }
+      if (next != nullptr) {
+        for (int64_t i = 0; i < tile_bytes; i += 64) {
+          __builtin_prefetch(reinterpret_cast<const char*>(next) + i);
+        }
+      }
     }
     const int64_t depth = Min(t.block_depth, t.depth - t.blocks[b] * t.block_depth);
     int64_t d = 0;

@@ -183,11 +183,6 @@ struct BF16Pairs {
 
 // --- Transposing kLanes vectors of words in registers.
 
-template <class V, int... I>
-JAXSPARSE_INLINE V Shuffle(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, I...);
-}
-
 // Interleaves units of kUnit words of a and b, the low or the high half of every kSpan words.
 template <int kLanes, int kUnit, int kSpan, bool kHigh>
 struct Interleave {
@@ -208,16 +203,16 @@ struct Interleave {
 
 // One step of the perfect-shuffle network: rows i and i + n/2 of each group of n become rows 2i
 // and 2i + 1. log2(n) steps transpose the units of the group.
-template <int kLanes, int kUnit, int kSpan, class V>
-JAXSPARSE_INLINE void TransposeStep(V* rows, int group) {
-  V next[kLanes];
+template <int kLanes, int kUnit, int kSpan, int kGroup, class V>
+JAXSPARSE_INLINE void TransposeStep(V* rows) {
+  V next[kGroup];
 #pragma GCC unroll 16
-  for (int i = 0; i < group / 2; ++i) {
-    next[2 * i] = Interleave<kLanes, kUnit, kSpan, false>::Of(rows[i], rows[i + group / 2]);
-    next[2 * i + 1] = Interleave<kLanes, kUnit, kSpan, true>::Of(rows[i], rows[i + group / 2]);
+  for (int i = 0; i < kGroup / 2; ++i) {
+    next[2 * i] = Interleave<kLanes, kUnit, kSpan, false>::Of(rows[i], rows[i + kGroup / 2]);
+    next[2 * i + 1] = Interleave<kLanes, kUnit, kSpan, true>::Of(rows[i], rows[i + kGroup / 2]);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < group; ++i) rows[i] = next[i];
+  for (int i = 0; i < kGroup; ++i) rows[i] = next[i];
 }
 
 // rows[i][j] -> rows[j][i]. First inside 16-byte lanes, where shuffles are cheap, then whole lanes.
@@ -232,16 +227,16 @@ JAXSPARSE_INLINE void Transpose(V* rows) {
     V unit[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kUnits; ++i) unit[i] = rows[g * kUnits + i];
-    TransposeStep<kLanes, 1, kUnits>(unit, kUnits);
-    if constexpr (kUnits == 4) TransposeStep<kLanes, 1, kUnits>(unit, kUnits);
+    TransposeStep<kLanes, 1, kUnits, kUnits>(unit);
+    if constexpr (kUnits == 4) TransposeStep<kLanes, 1, kUnits, kUnits>(unit);
 #pragma GCC unroll 16
     for (int i = 0; i < kUnits; ++i) turned[i * kGroups + g] = unit[i];
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kUnits; ++i) {
     V* group = turned + i * kGroups;
-    if constexpr (kGroups >= 2) TransposeStep<kLanes, kUnits, kLanes>(group, kGroups);
-    if constexpr (kGroups == 4) TransposeStep<kLanes, kUnits, kLanes>(group, kGroups);
+    if constexpr (kGroups >= 2) TransposeStep<kLanes, kUnits, kLanes, kGroups>(group);
+    if constexpr (kGroups == 4) TransposeStep<kLanes, kUnits, kLanes, kGroups>(group);
 #pragma GCC unroll 16
     for (int g = 0; g < kGroups; ++g) rows[g * kUnits + i] = group[g];
   }
