@@ -137,14 +137,13 @@ class _Axes:
 def _axes(dimension_numbers, lhs_ndim: int, rhs_ndim: int) -> tuple[_Axes, _Axes]:
     """The axes of both operands, contracted ones in the order in which `rhs` has them."""
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
-    order = sorted(range(len(rhs_contract)), key=lambda i: rhs_contract[i] % rhs_ndim)
+    order = sorted(range(len(rhs_contract)), key=lambda i: rhs_contract[i])
     both = []
     for ndim, batch, contract in (
         (lhs_ndim, lhs_batch, lhs_contract),
         (rhs_ndim, rhs_batch, rhs_contract),
     ):
-        batch = tuple(axis % ndim for axis in batch)
-        contract = tuple(contract[i] % ndim for i in order)
+        batch, contract = tuple(batch), tuple(contract[i] for i in order)
         free = tuple(axis for axis in range(ndim) if axis not in batch + contract)
         both.append(_Axes(batch, contract, free))
     return both[0], both[1]
