@@ -208,7 +208,7 @@ int Main(int argc, char** argv) {
   };
   const Layer layers[] = {{512, 768, 3072}, {512, 3072, 768}, {512, 4096, 4096},
                           {4096, 768, 3072}, {16, 4096, 4096}, {1, 4096, 4096}};
-  const int64_t blocks[] = {16, 32, 64, 128};
+  const int64_t blocks[] = {8, 16, 32, 64, 128};
   const double densities[] = {0.5, 0.25, 0.1, 0.05};
   bool right = true;
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kF64}) {

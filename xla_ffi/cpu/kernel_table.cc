@@ -1,5 +1,6 @@
 #include "cpu/kernel_table.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "cpu/block_matmul.h"
@@ -8,33 +9,39 @@
 
 namespace jaxsparse::cpu {
 
-#define JAXSPARSE_TARGET(id, name) extern const TileTable k##id##Tiles;
+#define JAXSPARSE_TARGET(id, name, narrower) extern const TileTable k##id##Tiles;
 #include "cpu/targets/target_list.inc"
 #undef JAXSPARSE_TARGET
 
 namespace {
 
-template <const TileTable& table, DType dtype>
+template <const TileTable& table, const TileTable& narrower, DType dtype>
 struct Kernels {
-  static const Tiles& tiles() { return table.tiles[static_cast<int>(dtype)]; }
-  static Status Forward(const BlockMatmul& problem, TaskPool& pool) {
-    return BlockForward(problem, tiles(), pool);
+  // A block of half a vector or less takes as many narrow vectors as wide ones, without padding:
+  // blocks of 8 x 8 ran at 50 % of peak with AVX2, 31 % with AVX-512, on the same machine.
+  static const Tiles& ForBlocks(int64_t width) {
+    constexpr int kDType = static_cast<int>(dtype);
+    const bool is_narrow = width <= narrower.tiles[kDType].lanes;
+    return (is_narrow ? narrower : table).tiles[kDType];
   }
-  static Status InputGrad(const BlockMatmul& problem, TaskPool& pool) {
-    return BlockInputGrad(problem, tiles(), pool);
+  static Status Forward(const BlockMatmul& p, TaskPool& pool) {
+    return BlockForward(p, ForBlocks(p.block_out), pool);
   }
-  static Status WeightGrad(const BlockMatmul& problem, TaskPool& pool) {
-    return BlockWeightGrad(problem, tiles(), pool);
+  static Status InputGrad(const BlockMatmul& p, TaskPool& pool) {
+    return BlockInputGrad(p, ForBlocks(std::min(p.block_in, p.block_out)), pool);
+  }
+  static Status WeightGrad(const BlockMatmul& p, TaskPool& pool) {
+    return BlockWeightGrad(p, ForBlocks(p.block_out), pool);
   }
 };
 
-template <const TileTable& table, DType... dtypes>
+template <const TileTable& table, const TileTable& narrower, DType... dtypes>
 constexpr KernelTable Table(const char* isa) {
   static_assert(sizeof...(dtypes) == kNumDTypes, "every dtype has its kernels");
   return {isa,
-          {Kernels<table, dtypes>::Forward...},
-          {Kernels<table, dtypes>::InputGrad...},
-          {Kernels<table, dtypes>::WeightGrad...}};
+          {Kernels<table, narrower, dtypes>::Forward...},
+          {Kernels<table, narrower, dtypes>::InputGrad...},
+          {Kernels<table, narrower, dtypes>::WeightGrad...}};
 }
 
 struct Target {
@@ -43,8 +50,9 @@ struct Target {
 };
 
 constexpr Target kTargets[] = {
-#define JAXSPARSE_TARGET(id, name) \
-  {Isa::k##id, Table<k##id##Tiles, DType::kF32, DType::kF64, DType::kBF16, DType::kF16>(name)},
+#define JAXSPARSE_TARGET(id, name, narrower)                                            \
+  {Isa::k##id, Table<k##id##Tiles, narrower, DType::kF32, DType::kF64, DType::kBF16, \
+                     DType::kF16>(name)},
 #include "cpu/targets/target_list.inc"
 #undef JAXSPARSE_TARGET
 };

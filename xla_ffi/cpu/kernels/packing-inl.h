@@ -6,11 +6,36 @@
 namespace jaxsparse::cpu {
 namespace {
 
-// Up to `count` items, then zeros. Nothing behind them is read: they may end the array.
+// Copies the items that `count` has in its bits below 2 * kPart.
+template <int kPart, class T>
+JAXSPARSE_INLINE void CopyBits(T* to, const T* from, int64_t count) {
+  if constexpr (kPart > 0) {
+    if (count & kPart) {
+      __builtin_memcpy(to, from, kPart * sizeof(T));
+      to += kPart;
+      from += kPart;
+    }
+    CopyBits<kPart / 2>(to, from, count);
+  }
+}
+
+// Copies `count` items, at most kMax, a power of two. Copies of constant sizes are instructions; one
+// of a variable size is a call, which made packing blocks of 8 ten times slower.
+template <int kMax, class T>
+JAXSPARSE_INLINE void CopyFew(T* to, const T* from, int64_t count) {
+  if (count == kMax) {
+    __builtin_memcpy(to, from, kMax * sizeof(T));
+  } else {
+    CopyBits<kMax / 2>(to, from, count);
+  }
+}
+
+// `count` items, then zeros. Nothing behind them is read: they may end the array.
 template <class Op>
 JAXSPARSE_INLINE typename Op::Words LoadPartial(const typename Op::Stored* row, int64_t count) {
-  typename Op::Stored items[Op::kLanes * Op::kItemsPerWord] = {};
-  __builtin_memcpy(items, row, count * sizeof(items[0]));
+  constexpr int kItems = Op::kLanes * Op::kItemsPerWord;
+  typename Op::Stored items[kItems] = {};
+  CopyFew<kItems>(items, row, count);
   return Op::Load(items);
 }
 
@@ -49,7 +74,7 @@ void PackRows(const RowPanel& p) {
 
 template <class Op>
 void PackColumns(const ColumnPanel& p) {
-  constexpr int64_t kLanes = Op::kLanes;
+  constexpr int kLanes = Op::kLanes;
   using Stored = typename Op::Stored;
   using Word = typename Op::Word;
   const auto* row = static_cast<const Stored*>(p.source);
@@ -72,13 +97,14 @@ void PackColumns(const ColumnPanel& p) {
         const int64_t cols = Min(Min(kLanes, p.width - c), p.cols - begin - c);
         Stored first[kLanes] = {}, second[kLanes] = {};
         if (cols > 0) {
-          __builtin_memcpy(first, row + begin + c, cols * sizeof(Stored));
+          CopyFew<kLanes>(first, row + begin + c, cols);
           if (Op::kItemsPerWord == 2 && has_next) {
-            __builtin_memcpy(second, next + begin + c, cols * sizeof(Stored));
+            CopyFew<kLanes>(second, next + begin + c, cols);
           }
         }
-        const auto words = Op::Zip(first, second);
-        __builtin_memcpy(to + c, &words, Min(kLanes, p.width - c) * sizeof(Word));
+        Word words[kLanes];
+        StoreVector(words, Op::Zip(first, second));
+        CopyFew<kLanes>(to + c, words, Min(kLanes, p.width - c));
       }
     }
     row += Op::kItemsPerWord * p.source_stride;
@@ -123,7 +149,7 @@ void PackTransposed(const ColumnPanel& p) {
 
 template <class Type>
 void StoreRows(const StoredRows& p) {
-  constexpr int64_t kLanes = Simd<typename Type::Sum>::kLanes;
+  constexpr int kLanes = Simd<typename Type::Sum>::kLanes;
   const auto* sums = static_cast<const typename Type::Sum*>(p.sums);
   auto* result = static_cast<typename Type::Stored*>(p.result);
   for (int64_t r = 0; r < p.rows; ++r) {
@@ -134,9 +160,9 @@ void StoreRows(const StoredRows& p) {
     if (c < p.cols) {
       typename Type::Sum last[kLanes] = {};
       typename Type::Stored rounded[kLanes];
-      __builtin_memcpy(last, sums + c, (p.cols - c) * sizeof(last[0]));
+      CopyFew<kLanes>(last, sums + c, p.cols - c);
       Type::Store(rounded, LoadVector<typename Type::Vector>(last));
-      __builtin_memcpy(result + c, rounded, (p.cols - c) * sizeof(rounded[0]));
+      CopyFew<kLanes>(result + c, rounded, p.cols - c);
     }
     sums += p.sums_stride;
     result += p.result_stride;
