@@ -93,8 +93,9 @@ class SparseWeight:
         if not (is_pattern and getattr(self.pattern.rows, "shape", None)):  # not arrays of blocks
             return f"SparseWeight(values={self.values!r}, pattern={self.pattern!r})"
         stored, total = self.pattern.capacity, self.pattern.grid[0] * self.pattern.grid[1]
+        dtype = getattr(self.values, "dtype", "?")
         return (
-            f"SparseWeight({getattr(self.values, 'dtype', '?')}{list(self.shape)}, {self.format} blocks, "
+            f"SparseWeight({dtype}{list(self.shape)}, {self.format} blocks, "
             f"{stored} of {total}, density={self.density:.3g})"
         )
 

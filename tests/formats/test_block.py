@@ -1,4 +1,4 @@
-"""Block shapes and block patterns: sizes, names, copies to and from dense arrays, pytree behaviour."""
+"""Block shapes and patterns: sizes, names, copies to and from dense arrays, being pytrees."""
 
 import copy
 import pickle

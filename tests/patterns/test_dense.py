@@ -150,7 +150,7 @@ def test_fromdense_inside_jit_equals_outside(options, rng):
 
 
 def test_fromdense_is_differentiable_by_the_entries_it_keeps(rng):
-    dense, grid = block_sparse(rng)
+    dense, _ = block_sparse(rng)
     total = lambda d: jnp.sum(js.fromdense(d, BLOCK, capacity=30).values ** 2)
     oracle.equal_exactly(jax.grad(total)(jnp.asarray(dense)), 2 * dense)
     total = lambda d: jnp.sum(js.fromdense(d, BLOCK, sparsity=0.5).values)

@@ -1,0 +1,153 @@
+"""What users may rely on: the names, their docstrings, and what an import costs."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+from machine import run_python
+
+import jaxsparse as js
+from jaxsparse import patterns, problems
+
+PUBLIC = [(module, name) for module in (js, patterns) for name in module.__all__]
+every_name = pytest.mark.parametrize(
+    ("module", "name"), PUBLIC, ids=[f"{module.__name__}.{name}" for module, name in PUBLIC]
+)
+
+
+def is_mine(thing):
+    return (getattr(thing, "__module__", None) or "").startswith("jaxsparse")
+
+
+@every_name
+def test_every_listed_name_exists(module, name):
+    assert hasattr(module, name)
+
+
+@pytest.mark.parametrize("module", [js, patterns], ids=lambda m: m.__name__)
+def test_lists_of_names_are_sorted_and_have_no_repeats(module):
+    assert sorted(set(module.__all__)) == list(module.__all__)
+
+
+@pytest.mark.parametrize("module", [js, patterns], ids=lambda m: m.__name__)
+def test_every_public_function_and_class_is_listed(module):
+    found = {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(thing) and is_mine(thing)
+    }
+    assert found == {n for n in module.__all__ if not inspect.ismodule(getattr(module, n))}
+
+
+@every_name
+def test_every_public_name_is_documented(module, name):
+    thing = getattr(module, name)
+    text = inspect.getdoc(thing)
+    assert text
+    first = text.splitlines()[0]
+    assert first.endswith((".", ":"))
+    assert len(first) <= 100
+    if inspect.isclass(thing):
+        for member, value in vars(thing).items():
+            is_method = inspect.isfunction(value) and not member.startswith("_")
+            assert not is_method or value.__doc__, f"{name}.{member} has no docstring"
+
+
+@every_name
+def test_options_of_public_functions_are_keyword_only(module, name):
+    """Options may then be added and put in another order without breaking anybody."""
+    thing = getattr(module, name)
+    if not inspect.isfunction(thing):
+        return
+    parameters = inspect.signature(thing).parameters.values()
+    options = [p for p in parameters if p.default is not p.empty]
+    positional = [p.name for p in options if p.kind is p.POSITIONAL_OR_KEYWORD]
+    allowed = {
+        "convert": ["policy"],
+        "split_features": ["features"],
+        "dot_general": ["precision", "preferred_element_type"],  # as in lax
+    }
+    assert positional == allowed.get(name, [])
+
+
+@every_name
+def test_docstrings_describe_every_argument_of_functions_that_take_several(module, name):
+    thing = getattr(module, name)
+    if not inspect.isfunction(thing) or "Args:" not in (inspect.getdoc(thing) or ""):
+        return
+    text = inspect.getdoc(thing)
+    for parameter in inspect.signature(thing).parameters:
+        assert parameter in text, f"{name} does not mention {parameter}"
+
+
+def test_every_module_has_a_docstring():
+    for module in pkgutil.walk_packages(js.__path__, "jaxsparse."):
+        spec = importlib.util.find_spec(module.name)
+        if spec.origin and spec.origin.endswith(".py"):
+            with open(spec.origin) as file:
+                assert file.read().lstrip().startswith('"""'), module.name
+
+
+def test_version_is_a_version():
+    assert [part.isdigit() for part in js.__version__.split(".")] == [True, True, True]
+
+
+def test_import_brings_in_jax_and_numpy_only():
+    code = """
+        import sys, jax, numpy
+        before = set(sys.modules)
+        import jaxsparse
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(sorted(new - set(sys.stdlib_module_names) - {"jax", "jaxlib", "numpy", "ml_dtypes"}))
+    """
+    assert run_python(code) == "['jaxsparse']\n"
+
+
+def test_import_starts_no_backend_and_compiles_nothing():
+    code = """
+        import jax
+        jax.config.update("jax_log_compiles", True)
+        import jaxsparse
+        from jax.extend import backend
+        from jax._src import xla_bridge
+        print(xla_bridge.backends_are_initialized())
+    """
+    assert run_python(code) == "False\n"
+
+
+def test_import_costs_little_more_than_jax():
+    """Counted in modules, which does not depend on the machine's load."""
+    code = """
+        import sys, jax, jax.numpy
+        from jax.experimental import custom_partitioning
+        before = len(sys.modules)
+        import jaxsparse
+        print(len(sys.modules) - before)
+    """
+    assert int(run_python(code)) < 60
+
+
+# The table of problems ----------------------------------------------------------------------------
+
+
+def test_problems_have_unique_names_and_are_found_by_them():
+    table = (*problems.LAYERS, *problems.SMALL)
+    assert len({problem.name for problem in table}) == len(table)
+    for problem in table:
+        assert problems.by_name(problem.name) is problem
+        assert str(problem) == problem.name
+
+
+def test_an_unknown_problem_is_refused_with_the_names_there_are():
+    with pytest.raises(ValueError, match="mlp_up_512.*got 'nothing'"):
+        problems.by_name("nothing")
+
+
+@pytest.mark.parametrize("problem", (*problems.LAYERS, *problems.SMALL), ids=str)
+def test_problems_are_possible(problem):
+    assert all(n >= 0 for n in problem.batch)
+    assert len(problem.shape) == len(problem.block) == 2
+    assert min(*problem.shape, *problem.block) > 0
+    assert 0 <= problem.sparsity <= 1
+    assert problem.source
