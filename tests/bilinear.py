@@ -9,9 +9,9 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 
@@ -24,14 +24,13 @@ PROBLEM = Problem("transforms", (3,), (11, 9), (4, 2), 0.4, "")
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """`ours(a, b)` and `theirs(a, b)`, bilinear; `a` and `b` to call them with; `c` like a result."""
+    """`ours(a, b)` and `theirs(a, b)`, bilinear, and what to call them with."""
 
     name: str
     ours: Callable
     theirs: Callable
     a: jax.Array
     b: jax.Array
-    c: jax.Array
 
     def of(self, implementation):
         return functools.partial(self.ours, implementation=implementation)
@@ -65,7 +64,7 @@ def plain_sddmm(layer, a, b):
 
 
 def make_ops(dtype="float32") -> dict[str, Op]:
-    layer = layers.make(PROBLEM, functools.partial(oracle.small_integers, largest=1))
+    layer = cases.make(PROBLEM, functools.partial(oracle.small_integers, largest=1))
     pattern, w = layer.pattern(), layer.weight(dtype, garbage=False)
     x, g = layer.array("x", dtype), layer.array("g", dtype)
     rng = np.random.default_rng(1)
@@ -75,9 +74,9 @@ def make_ops(dtype="float32") -> dict[str, Op]:
     stored_dense = functools.partial(js.matmul, pattern=pattern)
     sddmm = lambda a, b, **options: js.sddmm(a, b, pattern, **options)
     ops = (
-        Op("matmul", matmul, of_layer(plain_matmul), x, w.values, g),
-        Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere, g),
-        Op("sddmm", sddmm, of_layer(plain_sddmm), x, g, w.values),
+        Op("matmul", matmul, of_layer(plain_matmul), x, w.values),
+        Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere),
+        Op("sddmm", sddmm, of_layer(plain_sddmm), x, g),
     )
     return {op.name: op for op in ops}
 

@@ -7,9 +7,9 @@ alone, it must pass without.
 
 import dataclasses
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -25,13 +25,12 @@ def caught(comparison, *arguments):
     try:
         comparison(*arguments)
     except AssertionError as error:
-        assert "bad test" not in str(error)
-        return True
+        return "bad test" not in str(error)
     return False
 
 
 def layer_of(draw=oracle.small_integers):
-    return layers.make(SQUARE, draw)
+    return cases.make(SQUARE, draw)
 
 
 def change(layer, **arrays):
@@ -56,32 +55,42 @@ def swapped(array, j, k):
 
 K = 5  # a block inside the weight
 FAULTS_OF_THE_WEIGHT = {
-    "block_missing": lambda l: change(
-        l, values=without(l.values, K), rows=without(l.rows, K), cols=without(l.cols, K)
+    "block_missing": lambda layer: change(
+        layer,
+        values=without(layer.values, K),
+        rows=without(layer.rows, K),
+        cols=without(layer.cols, K),
     ),
-    "block_zero": lambda l: change(l, values=one_element(l.values, K, 0)),
-    "block_doubled": lambda l: change(l, values=one_element(l.values, K, 2)),
-    "block_transposed": lambda l: change(
-        l,
+    "block_zero": lambda layer: change(layer, values=one_element(layer.values, K, 0)),
+    "block_doubled": lambda layer: change(layer, values=one_element(layer.values, K, 2)),
+    "block_transposed": lambda layer: change(
+        layer,
         values=np.concatenate(
-            [l.values[:K], l.values[K : K + 1].swapaxes(1, 2), l.values[K + 1 :]]
+            [layer.values[:K], layer.values[K : K + 1].swapaxes(1, 2), layer.values[K + 1 :]]
         ),
     ),
-    "all_blocks_transposed": lambda l: change(l, values=l.clean.swapaxes(1, 2)),
-    "two_blocks_swapped": lambda l: change(l, values=swapped(l.clean, K, K + 1)),
-    "rows_and_cols_swapped": lambda l: change(l, rows=l.cols, cols=l.rows, values=l.clean),
-    "block_one_row_down": lambda l: change(
-        l, rows=l.rows + (np.arange(len(l.rows)) == K) * (1 if l.rows[K] == 0 else -1)
+    "all_blocks_transposed": lambda layer: change(layer, values=layer.clean.swapaxes(1, 2)),
+    "two_blocks_swapped": lambda layer: change(layer, values=swapped(layer.clean, K, K + 1)),
+    "rows_and_cols_swapped": lambda layer: change(
+        layer, rows=layer.cols, cols=layer.rows, values=layer.clean
     ),
-    "last_column_of_blocks_dropped": lambda l: change(
-        l, values=np.where((l.cols == l.cols.max())[:, None, None], 0, l.clean)
+    "block_one_row_down": lambda layer: change(
+        layer,
+        rows=layer.rows + (np.arange(len(layer.rows)) == K) * (1 if layer.rows[K] == 0 else -1),
     ),
-    "one_product_missing": lambda l: change(l, values=one_element(l.values, (K, 3, 4), 0)),
-    "one_product_negated": lambda l: change(l, values=one_element(l.values, (K, 3, 4), -1)),
-    "row_of_a_block_twice": lambda l: change(
-        l,
+    "last_column_of_blocks_dropped": lambda layer: change(
+        layer, values=np.where((layer.cols == layer.cols.max())[:, None, None], 0, layer.clean)
+    ),
+    "one_product_missing": lambda layer: change(
+        layer, values=one_element(layer.values, (K, 3, 4), 0)
+    ),
+    "one_product_negated": lambda layer: change(
+        layer, values=one_element(layer.values, (K, 3, 4), -1)
+    ),
+    "row_of_a_block_twice": lambda layer: change(
+        layer,
         values=np.concatenate(
-            [l.values[:K], l.values[K : K + 1, [0, *range(15)]], l.values[K + 1 :]]
+            [layer.values[:K], layer.values[K : K + 1, [0, *range(15)]], layer.values[K + 1 :]]
         ),
     ),
 }
@@ -149,18 +158,20 @@ def test_exact_comparison_catches_a_wrong_result(fault, dtype):
 
 
 FAULTS_OF_THE_WEIGHT_GRADIENT = {
-    "block_missing": lambda l: one_element(l.dvalues(), K, 0),
-    "block_transposed": lambda l: np.concatenate(
-        [l.dvalues()[:K], l.dvalues()[K : K + 1].swapaxes(1, 2), l.dvalues()[K + 1 :]]
+    "block_missing": lambda layer: one_element(layer.dvalues(), K, 0),
+    "block_transposed": lambda layer: np.concatenate(
+        [layer.dvalues()[:K], layer.dvalues()[K : K + 1].swapaxes(1, 2), layer.dvalues()[K + 1 :]]
     ),
-    "last_example_left_out": lambda l: change(l, x=l.x[:-1], g=l.g[:-1]).dvalues(),
-    "first_example_twice": lambda l: change(
-        l, x=np.append(l.x, l.x[:1], 0), g=np.append(l.g, l.g[:1], 0)
+    "last_example_left_out": lambda layer: change(layer, x=layer.x[:-1], g=layer.g[:-1]).dvalues(),
+    "first_example_twice": lambda layer: change(
+        layer, x=np.append(layer.x, layer.x[:1], 0), g=np.append(layer.g, layer.g[:1], 0)
     ).dvalues(),
-    "mean_in_place_of_sum": lambda l: l.dvalues() / len(l.x),
-    "garbage_beyond_the_edge": lambda l: np.where(l.clean == 0, 1, l.dvalues()),
-    "forgotten_places_are_nan": lambda l: l.dvalues() + 0 * l.values,
-    "rows_and_cols_swapped": lambda l: change(l, rows=l.cols, cols=l.rows).dvalues(),
+    "mean_in_place_of_sum": lambda layer: layer.dvalues() / len(layer.x),
+    "garbage_beyond_the_edge": lambda layer: np.where(layer.clean == 0, 1, layer.dvalues()),
+    "forgotten_places_are_nan": lambda layer: layer.dvalues() + 0 * layer.values,
+    "rows_and_cols_swapped": lambda layer: change(
+        layer, rows=layer.cols, cols=layer.rows
+    ).dvalues(),
 }
 
 
@@ -247,7 +258,7 @@ def test_a_fault_in_the_reference_of_a_family_is_caught_in_all_members(fault):
     """The members' references follow from one: a fault in it shows in all three."""
     from jaxsparse.core.bilinear import BilinearOp
 
-    layer = layers.make(SQUARE, unused=2)
+    layer = cases.make(SQUARE, unused=2)
     op = BilinearOp(f"faulty_{fault}", broken_reference(FAULTS_OF_THE_LIBRARY[fault]), {})
     w = layer.weight(garbage=False)
     values = jnp.where(w.values == 0, 1.0, w.values)  # ones where nothing should be read

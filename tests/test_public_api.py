@@ -144,7 +144,7 @@ def test_an_unknown_problem_is_refused_with_the_names_there_are():
         problems.by_name("nothing")
 
 
-@pytest.mark.parametrize("problem", (*problems.LAYERS, *problems.SMALL), ids=str)
+@pytest.mark.parametrize("problem", [*problems.LAYERS, *problems.SMALL], ids=str)
 def test_problems_are_possible(problem):
     assert all(n >= 0 for n in problem.batch)
     assert len(problem.shape) == len(problem.block) == 2

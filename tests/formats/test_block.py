@@ -3,9 +3,9 @@
 import copy
 import pickle
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -15,7 +15,7 @@ from jaxsparse import patterns
 from jaxsparse.formats.block import BlockPattern, BlockSpec, matrix_view
 from jaxsparse.formats.parse import as_format
 
-LAYER = layers.make("tiles_ragged", unused=2)
+LAYER = cases.make("tiles_ragged", unused=2)
 PATTERN = LAYER.pattern()
 
 # Block --------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_pattern_tells_its_sizes():
 )
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_scatter_places_blocks_as_the_definition_does(problem, jit):
-    layer = layers.make(problem, unused=2)
+    layer = cases.make(problem, unused=2)
     scatter = lambda values: layer.pattern().scatter(values)
     oracle.equal_exactly(
         (jax.jit(scatter) if jit else scatter)(layer.array("values")), layer.dense()
@@ -89,7 +89,7 @@ def test_scatter_places_blocks_as_the_definition_does(problem, jit):
 )
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_gather_reads_blocks_as_the_definition_does(problem, jit):
-    layer = layers.make(problem, unused=2)
+    layer = cases.make(problem, unused=2)
     gather = lambda dense: layer.pattern().gather(dense)
     got = (jax.jit(gather) if jit else gather)(jnp.float32(layer.dense()))
     oracle.equal_exactly(got, layer.clean)

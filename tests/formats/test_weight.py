@@ -3,9 +3,9 @@
 import copy
 import pickle
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -13,7 +13,7 @@ import pytest
 import jaxsparse as js
 from jaxsparse import patterns
 
-LAYER = layers.make("tiles_ragged", unused=2)
+LAYER = cases.make("tiles_ragged", unused=2)
 W = LAYER.weight(garbage=False)
 
 

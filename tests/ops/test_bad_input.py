@@ -1,8 +1,8 @@
 """What is wrong is refused, with words that say what; nothing crashes or is silently wrong."""
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import pytest
 from machine import need
@@ -11,7 +11,7 @@ import jaxsparse as js
 from jaxsparse import patterns
 from jaxsparse.formats.block import BlockPattern
 
-LAYER = layers.make("tiles_ragged")  # x [2, 70], w [70, 90], blocks 16x16, a grid of 5 x 6
+LAYER = cases.make("tiles_ragged")  # x [2, 70], w [70, 90], blocks 16x16, a grid of 5 x 6
 X, G, W = LAYER.array("x"), LAYER.array("g"), LAYER.weight()
 DENSE = jnp.float32(LAYER.dense())
 P = W.pattern

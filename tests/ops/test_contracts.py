@@ -1,15 +1,15 @@
 """Gradient contracts: what gradients hold under `grad="sparse"` and `"dense"`, what is refused."""
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import oracle
 import pytest
 from machine import members
 
 import jaxsparse as js
 
-LAYER = layers.make("tiles_ragged", unused=2)
+LAYER = cases.make("tiles_ragged", unused=2)
 X, G = LAYER.array("x"), LAYER.array("g")
 
 

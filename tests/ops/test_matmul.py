@@ -1,11 +1,12 @@
 """`matmul` and its two gradients against the definition, for every small problem and dtype."""
 
 import contextlib
+import dataclasses
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -15,7 +16,7 @@ import jaxsparse as js
 from jaxsparse import problems
 
 every_case = pytest.mark.parametrize(
-    ("problem", "dtype", "path"), layers.COVERING, indirect=["path"]
+    ("problem", "dtype", "path"), cases.COVERING, indirect=["path"]
 )
 some_problems = pytest.mark.parametrize("problem", ["odd_blocks", "tiles_ragged", "standing"])
 
@@ -35,7 +36,7 @@ def value_and_gradients(x, w, g, **options):
 @functools.lru_cache(maxsize=8)
 def results(problem, dtype, path, draw=oracle.small_integers, unused=0):
     """The layer, and what the library returns for it."""
-    layer = layers.make(problem, draw, unused=unused).rounded(dtype)
+    layer = cases.make(problem, draw, unused=unused).rounded(dtype)
     with x64_for(dtype):
         w = layer.weight(dtype)
         x, g = layer.array("x", dtype), layer.array("g", dtype)
@@ -156,7 +157,7 @@ def special(layer, where, number):
     changed = {name: np.array(getattr(layer, name)) for name in ("x", "g", "values")}
     place = (0, 0) if where != "values" else (0, 0, 0)
     changed[where][place] = number
-    return layers.dataclasses.replace(layer, **changed)
+    return dataclasses.replace(layer, **changed)
 
 
 def assert_same_with_specials(got, exact):
@@ -172,7 +173,7 @@ def assert_same_with_specials(got, exact):
 def test_kernels_carry_special_numbers_through_stored_blocks_only(problem, where, number, dtype):
     """What is not stored multiplies nothing, not even NaN; plain JAX multiplies it by zero."""
     need("cpu_kernels")
-    layer = special(layers.make(problem), where, number)
+    layer = special(cases.make(problem), where, number)
     w = layer.weight(dtype)
     got = value_and_gradients(
         layer.array("x", dtype), w, layer.array("g", dtype), implementation="ffi"
@@ -185,14 +186,14 @@ def test_kernels_carry_special_numbers_through_stored_blocks_only(problem, where
 
 @pytest.mark.parametrize("number", [np.nan, np.inf], ids=["nan", "inf"])
 def test_special_values_reach_exactly_the_outputs_of_their_column(number, path):
-    layer = special(layers.make("odd_blocks"), "values", number)
+    layer = special(cases.make("odd_blocks"), "values", number)
     y = js.matmul(layer.array("x"), layer.weight(), implementation=path)
     with np.errstate(invalid="ignore"):
         assert_same_with_specials(y, layer.y())
 
 
 def test_special_inputs_stay_in_their_row_of_the_batch(path):
-    layer = special(layers.make("odd_blocks"), "x", np.nan)
+    layer = special(cases.make("odd_blocks"), "x", np.nan)
     y = np.asarray(js.matmul(layer.array("x"), layer.weight(), implementation=path))
     exact = layer.y()
     np.testing.assert_array_equal(y[1:], exact[1:])
@@ -216,7 +217,7 @@ def test_largest_and_smallest_numbers_pass_unchanged(dtype, path):
 
 @some_problems
 def test_matmul_of_a_dense_weight_with_a_pattern_uses_its_stored_blocks_only(problem, path):
-    layer = layers.make(problem)
+    layer = cases.make(problem)
     everywhere = np.where(layer.dense() == 0, np.nan, layer.dense())  # what is dropped is not read
     y = js.matmul(
         layer.array("x"), jnp.float32(everywhere), pattern=layer.pattern(), implementation=path
@@ -226,7 +227,7 @@ def test_matmul_of_a_dense_weight_with_a_pattern_uses_its_stored_blocks_only(pro
 
 @some_problems
 def test_gradient_of_a_dense_weight_with_a_pattern_is_zero_off_the_pattern(problem, path):
-    layer = layers.make(problem)
+    layer = cases.make(problem)
     product = lambda w: js.matmul(layer.array("x"), w, pattern=layer.pattern(), implementation=path)
     dw = jax.vjp(product, jnp.float32(layer.dense()))[1](layer.array("g"))[0]
     oracle.equal_exactly(dw, oracle.todense(layer.dvalues(), *layer.places))
@@ -234,7 +235,7 @@ def test_gradient_of_a_dense_weight_with_a_pattern_is_zero_off_the_pattern(probl
 
 @some_problems
 def test_matmul_of_an_array_is_the_dense_product(problem):
-    layer = layers.make(problem)
+    layer = cases.make(problem)
     dense = jnp.float32(layer.dense())
     oracle.equal_exactly(js.matmul(layer.array("x"), dense), layer.y())
     oracle.equal_exactly(js.matmul(layer.array("x"), dense, implementation="dense"), layer.y())
@@ -242,7 +243,7 @@ def test_matmul_of_an_array_is_the_dense_product(problem):
 
 @some_problems
 def test_dense_implementation_equals_definition(problem):
-    layer = layers.make(problem)
+    layer = cases.make(problem)
     got = value_and_gradients(
         layer.array("x"), layer.weight(), layer.array("g"), implementation="dense"
     )
@@ -258,7 +259,7 @@ def test_a_weight_with_kernel_axes_is_refused_by_matmul():
 
 @pytest.mark.parametrize("dtype", ["int32", "int8", "complex64"])
 def test_other_numbers_run_in_plain_jax(dtype):
-    layer = layers.make("odd_blocks")
+    layer = cases.make("odd_blocks")
     w = js.SparseWeight(layer.array("clean", dtype), layer.pattern())
     y = js.matmul(layer.array("x", dtype), w)
     assert y.dtype == dtype
@@ -273,7 +274,7 @@ def test_other_numbers_run_in_plain_jax(dtype):
     [("bfloat16", "float32"), ("float16", "float32"), ("float32", "bfloat16"), ("int8", "int32")],
 )
 def test_preferred_element_type_is_the_dtype_of_the_result(dtype, preferred):
-    layer = layers.make("tiles")
+    layer = cases.make("tiles")
     w = js.SparseWeight(layer.array("clean", dtype), layer.pattern())
     y = js.matmul(layer.array("x", dtype), w, preferred_element_type=preferred)
     assert y.dtype == preferred
@@ -289,7 +290,7 @@ def test_a_wider_preferred_element_type_keeps_what_the_operands_could_not_hold(p
 
 
 def test_gradients_have_the_dtype_of_the_operands_whatever_is_preferred(path):
-    layer = layers.make("tiles")
+    layer = cases.make("tiles")
     x, w = layer.array("x", "bfloat16"), layer.weight("bfloat16")
     product = lambda x, v: js.matmul(
         x, w.with_values(v), preferred_element_type=jnp.float32, implementation=path
@@ -306,7 +307,7 @@ def test_gradients_have_the_dtype_of_the_operands_whatever_is_preferred(path):
 
 @every_case
 def test_sddmm_is_the_weight_gradient(problem, dtype, path):
-    layer = layers.make(problem)
+    layer = cases.make(problem)
     with x64_for(dtype):
         a, b = layer.array("x", dtype), layer.array("g", dtype)
         values = js.sddmm(a, b, layer.pattern(), implementation=path)
@@ -314,14 +315,14 @@ def test_sddmm_is_the_weight_gradient(problem, dtype, path):
 
 
 def test_sddmm_dense_implementation_equals_definition():
-    layer = layers.make("tiles_ragged")
+    layer = cases.make("tiles_ragged")
     values = js.sddmm(layer.array("x"), layer.array("g"), layer.pattern(), implementation="dense")
     oracle.equal_exactly(values, layer.dvalues())
 
 
 @pytest.mark.parametrize("unused", [0, 3])
 def test_sddmm_gradients_are_the_other_members_of_the_family(path, unused):
-    layer = layers.make("tiles_ragged", unused=unused)
+    layer = cases.make("tiles_ragged", unused=unused)
     sampled = lambda a, b: js.sddmm(a, b, layer.pattern(), implementation=path)
     _, pull_back = jax.vjp(sampled, layer.array("x"), layer.array("g"))
     da, db = pull_back(layer.array("values"))  # garbage arrives too, and must not pass

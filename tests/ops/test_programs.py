@@ -2,9 +2,9 @@
 
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -14,7 +14,7 @@ from machine import compiled, handler_calls, members, need, run_python, why_abse
 import jaxsparse as js
 from jaxsparse import patterns
 
-LAYER = layers.make("tiles_ragged", unused=1)
+LAYER = cases.make("tiles_ragged", unused=1)
 X, G = LAYER.array("x"), LAYER.array("g")
 
 
@@ -34,7 +34,7 @@ def test_one_compiled_program_serves_every_pattern_of_its_capacity(path):
         return js.matmul(x, w, implementation=path)
 
     for seed in range(4):
-        layer = layers.make("tiles_ragged", seed=seed)
+        layer = cases.make("tiles_ragged", seed=seed)
         oracle.equal_exactly(product(layer.array("x"), layer.weight()), layer.y())
     assert len(traces) == 1
 
@@ -101,7 +101,7 @@ def test_a_pattern_that_lost_blocks_inside_jit_is_never_silently_wrong(path):
 
 
 def test_a_scan_over_layers_takes_stacked_weights(path):
-    several = [layers.make("full", seed=seed) for seed in range(3)]
+    several = [cases.make("full", seed=seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one.weight() for one in several])
     x = several[0].array("x")
     apply = lambda x, w: (js.matmul(x, w, implementation=path), None)

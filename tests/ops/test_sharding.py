@@ -3,9 +3,9 @@
 import functools
 import re
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -16,7 +16,7 @@ from machine import collectives, compiled, need
 import jaxsparse as js
 from jaxsparse.problems import Problem
 
-LAYER = layers.make(Problem("sharding", (16,), (64, 96), (8, 8), 0.5, ""), unused=0)
+LAYER = cases.make(Problem("sharding", (16,), (64, 96), (8, 8), 0.5, ""), unused=0)
 X, G, W = LAYER.array("x"), LAYER.array("g"), LAYER.weight()
 VALUES = W.values  # 48 blocks
 XS = jnp.stack([X, 2 * X, -X, -2 * X, X, X, -X, X])
@@ -128,7 +128,7 @@ MODES = {
 }
 every_case = pytest.mark.parametrize(
     ("mode", "name"),
-    [(mode, name) for mode, (_, cases) in MODES.items() for name in cases],
+    [(mode, name) for mode, (_, table) in MODES.items() for name in table],
 )
 
 
@@ -146,8 +146,8 @@ def equal(got, name):
 
 @every_case
 def test_sharded_call_equals_the_call_on_one_device(mode, name, path):
-    mesh, cases = MODES[mode]
-    of, operands, specs, _ = cases[name]
+    mesh, table = MODES[mode]
+    of, operands, specs, _ = table[name]
     with jax.set_mesh(mesh):
         placed = [put(a, mesh, spec) for a, spec in zip(operands, specs)]
         got = jax.jit(of(functools.partial(matmul, implementation=path)))(*placed)
@@ -157,8 +157,8 @@ def test_sharded_call_equals_the_call_on_one_device(mode, name, path):
 @every_case
 def test_sharded_call_communicates_only_what_it_must(mode, name):
     need("cpu_kernels")
-    mesh, cases = MODES[mode]
-    of, operands, specs, expected = cases[name]
+    mesh, table = MODES[mode]
+    of, operands, specs, expected = table[name]
     with jax.set_mesh(mesh):
         placed = [put(a, mesh, spec) for a, spec in zip(operands, specs)]
         program = compiled(of(functools.partial(matmul, implementation="ffi")), *placed)
@@ -191,8 +191,8 @@ def call_shapes(program, member):
 )
 def test_each_device_computes_its_own_part_only(mode, name, member, shape):
     need("cpu_kernels")
-    mesh, cases = MODES[mode]
-    of, operands, specs, _ = cases[name]
+    mesh, table = MODES[mode]
+    of, operands, specs, _ = table[name]
     with jax.set_mesh(mesh):
         placed = [put(a, mesh, spec) for a, spec in zip(operands, specs)]
         program = compiled(of(functools.partial(matmul, implementation="ffi")), *placed)
@@ -363,7 +363,7 @@ def test_jvp_in_shard_map_gives_the_same(path):
 
 def test_mapped_weights_of_their_own_on_each_device(path):
     """Experts: each device holds some weights with their patterns."""
-    several = [layers.make("tiles", seed=seed) for seed in range(8)]
+    several = [cases.make("tiles", seed=seed) for seed in range(8)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one.weight() for one in several])
     x = several[0].array("x")
     product = jax.vmap(functools.partial(js.matmul, implementation=path), (None, 0))

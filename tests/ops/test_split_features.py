@@ -2,9 +2,9 @@
 
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -16,7 +16,7 @@ import jaxsparse as js
 from jaxsparse.problems import Problem
 
 PARTS = 2
-LAYER = layers.make(Problem("split", (8,), (32, 48), (8, 8), 0.5, ""), unused=1)
+LAYER = cases.make(Problem("split", (8,), (32, 48), (8, 8), 0.5, ""), unused=1)
 X, G, W = LAYER.array("x"), LAYER.array("g"), LAYER.weight(garbage=False)
 
 both = pytest.mark.parametrize("features", ["out", "in"])

@@ -2,9 +2,9 @@
 
 import functools
 
+import cases
 import jax
 import jax.numpy as jnp
-import layers
 import numpy as np
 import oracle
 import pytest
@@ -15,7 +15,7 @@ from jaxsparse.problems import Problem
 
 SIZE = 3
 PROBLEM = Problem("vmap", (5,), (20, 24), (8, 8), 0.4, "")
-LAYER = layers.make(PROBLEM)
+LAYER = cases.make(PROBLEM)
 X, G, W = LAYER.array("x"), LAYER.array("g"), LAYER.weight(garbage=False)
 XS = jnp.stack([X, 2 * X, -X])
 WS = jnp.stack([W.values, -W.values, 2 * W.values])
@@ -135,7 +135,7 @@ def test_grad_of_vmap_with_a_gradient_contract_is_right_too():
 
 def several_weights(unused=0):
     """Weights with different patterns of one capacity, as a list and as one stacked weight."""
-    several = [layers.make(PROBLEM, seed=seed, unused=unused) for seed in range(SIZE)]
+    several = [cases.make(PROBLEM, seed=seed, unused=unused) for seed in range(SIZE)]
     weights = [layer.weight() for layer in several]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *weights)
     return several, stacked
