@@ -24,8 +24,7 @@ namespace jaxsparse::testing {
 namespace {
 
 double WallSeconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 double CpuSeconds() {
@@ -129,8 +128,8 @@ bool SampleIsRight(const Problem& p) {
         const int64_t block_depth = forward ? s.block_in : s.block_out;
         if (line != at / block_width) continue;
         for (int64_t d = 0; d < block_depth && across * block_depth + d < depth; ++d) {
-          const int64_t in_block = forward ? d * s.block_out + at % block_width
-                                           : at % block_width * s.block_out + d;
+          const int64_t in_block =
+              forward ? d * s.block_out + at % block_width : at % block_width * s.block_out + d;
           const Array& rows = forward ? p.x : p.y;
           add(rows[m * depth + across * block_depth + d], p.w[k * block_items + in_block]);
         }
@@ -149,8 +148,8 @@ struct Options {
   std::vector<std::string> words;
 };
 
-bool Measure(const Shape& shape, Role role, DType dtype, const cpu::KernelTable& table,
-             double peak, TaskPool& pool, const Options& options) {
+bool Measure(const Shape& shape, Role role, DType dtype, const cpu::KernelTable& table, double peak,
+             TaskPool& pool, const Options& options) {
   char line[200];
   std::snprintf(line, sizeof(line), "%-11s %-8s %4ldx%ldx%-4ld blocks %ldx%-3ld d %.2f",
                 Name(role).c_str(), Name(dtype).c_str(), static_cast<long>(shape.batch),
@@ -170,11 +169,11 @@ bool Measure(const Shape& shape, Role role, DType dtype, const cpu::KernelTable&
       MedianSeconds([&] { problem.Run(table, pool); }, options.threads, options.seconds);
   const double weight_bytes = static_cast<double>(problem.used_blocks()) * shape.block_in *
                               shape.block_out * ItemBytes(dtype);
-  std::printf("%s  %8.3f ms  %6.1f GF/s  %4.0f %%  weights at %5.1f GB/s\n", line, seconds * 1e3,
-              problem.flops() / seconds * 1e-9,
-              100 * problem.flops() / seconds / (peak * PeakFactor(table.isa, dtype) *
-                                                 options.threads),
-              weight_bytes / seconds * 1e-9);
+  std::printf(
+      "%s  %8.3f ms  %6.1f GF/s  %4.0f %%  weights at %5.1f GB/s\n", line, seconds * 1e3,
+      problem.flops() / seconds * 1e-9,
+      100 * problem.flops() / seconds / (peak * PeakFactor(table.isa, dtype) * options.threads),
+      weight_bytes / seconds * 1e-9);
   std::fflush(stdout);
   return true;
 }
@@ -206,7 +205,7 @@ int Main(int argc, char** argv) {
   struct Layer {
     int64_t batch, in, out;
   };
-  const Layer layers[] = {{512, 768, 3072}, {512, 3072, 768}, {512, 4096, 4096},
+  const Layer layers[] = {{512, 768, 3072},  {512, 3072, 768}, {512, 4096, 4096},
                           {4096, 768, 3072}, {16, 4096, 4096}, {1, 4096, 4096}};
   const int64_t blocks[] = {8, 16, 32, 64, 128};
   const double densities[] = {0.5, 0.25, 0.1, 0.05};

@@ -72,14 +72,14 @@ TEST_CASE("blocks outside the grid are refused, and named") {
 
 TEST_CASE("blocks out of order and repeated blocks are refused, and named") {
   const std::string rule = "blocks must be in order of column, then row, without repeats; ";
-  CHECK(Answer({{0, 0}, {0, 0}}) == rule +
-        "block 1 at (row 0, column 0) comes after block 0 at (row 0, column 0)");
-  CHECK(Answer({{1, 1}, {0, 1}}) == rule +
-        "block 1 at (row 0, column 1) comes after block 0 at (row 1, column 1)");
-  CHECK(Answer({{0, 1}, {1, 0}}) == rule +
-        "block 1 at (row 1, column 0) comes after block 0 at (row 0, column 1)");
-  CHECK(Answer({{0, 3}, {0, 0}}) == rule +
-        "block 1 at (row 0, column 0) comes after an unused place");
+  CHECK(Answer({{0, 0}, {0, 0}}) ==
+        rule + "block 1 at (row 0, column 0) comes after block 0 at (row 0, column 0)");
+  CHECK(Answer({{1, 1}, {0, 1}}) ==
+        rule + "block 1 at (row 0, column 1) comes after block 0 at (row 1, column 1)");
+  CHECK(Answer({{0, 1}, {1, 0}}) ==
+        rule + "block 1 at (row 1, column 0) comes after block 0 at (row 0, column 1)");
+  CHECK(Answer({{0, 3}, {0, 0}}) ==
+        rule + "block 1 at (row 0, column 0) comes after an unused place");
 }
 
 TEST_CASE("a pattern is refused in any group") {

@@ -48,8 +48,8 @@ uint16_t Encode(Small f, double value) {
   const double steps = std::nearbyint(std::ldexp(magnitude, -scale));  // ties to even
   const int field = scale + f.mantissa_bits + f.bias();
   // Steps of 2^mantissa_bits and more carry into the exponent field, as they should.
-  const int64_t bits = static_cast<int64_t>(steps) + (static_cast<int64_t>(field - 1)
-                                                      << f.mantissa_bits);
+  const int64_t bits =
+      static_cast<int64_t>(steps) + (static_cast<int64_t>(field - 1) << f.mantissa_bits);
   return sign | static_cast<uint16_t>(std::min<int64_t>(bits, infinity));
 }
 
@@ -57,24 +57,30 @@ uint16_t Encode(Small f, double value) {
 
 std::string Name(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return "float32";
-    case DType::kF64: return "float64";
-    case DType::kBF16: return "bfloat16";
-    case DType::kF16: return "float16";
+    case DType::kF32:
+      return "float32";
+    case DType::kF64:
+      return "float64";
+    case DType::kBF16:
+      return "bfloat16";
+    case DType::kF16:
+      return "float16";
   }
   return "";
 }
 
-size_t ItemBytes(DType dtype) {
-  return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2;
-}
+size_t ItemBytes(DType dtype) { return dtype == DType::kF64 ? 8 : dtype == DType::kF32 ? 4 : 2; }
 
 double Unit(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return 0x1p-24;
-    case DType::kF64: return 0x1p-53;
-    case DType::kBF16: return 0x1p-8;
-    case DType::kF16: return 0x1p-11;
+    case DType::kF32:
+      return 0x1p-24;
+    case DType::kF64:
+      return 0x1p-53;
+    case DType::kBF16:
+      return 0x1p-8;
+    case DType::kF16:
+      return 0x1p-11;
   }
   return 0;
 }
@@ -83,20 +89,32 @@ double SumUnit(DType dtype) { return dtype == DType::kF64 ? 0x1p-53 : 0x1p-24; }
 
 double Load(DType dtype, const void* array, size_t index) {
   switch (dtype) {
-    case DType::kF32: return static_cast<const float*>(array)[index];
-    case DType::kF64: return static_cast<const double*>(array)[index];
-    case DType::kBF16: return Decode(kBF16Format, static_cast<const uint16_t*>(array)[index]);
-    case DType::kF16: return Decode(kF16Format, static_cast<const uint16_t*>(array)[index]);
+    case DType::kF32:
+      return static_cast<const float*>(array)[index];
+    case DType::kF64:
+      return static_cast<const double*>(array)[index];
+    case DType::kBF16:
+      return Decode(kBF16Format, static_cast<const uint16_t*>(array)[index]);
+    case DType::kF16:
+      return Decode(kF16Format, static_cast<const uint16_t*>(array)[index]);
   }
   return 0;
 }
 
 void Store(DType dtype, void* array, size_t index, double value) {
   switch (dtype) {
-    case DType::kF32: static_cast<float*>(array)[index] = static_cast<float>(value); return;
-    case DType::kF64: static_cast<double*>(array)[index] = value; return;
-    case DType::kBF16: static_cast<uint16_t*>(array)[index] = Encode(kBF16Format, value); return;
-    case DType::kF16: static_cast<uint16_t*>(array)[index] = Encode(kF16Format, value); return;
+    case DType::kF32:
+      static_cast<float*>(array)[index] = static_cast<float>(value);
+      return;
+    case DType::kF64:
+      static_cast<double*>(array)[index] = value;
+      return;
+    case DType::kBF16:
+      static_cast<uint16_t*>(array)[index] = Encode(kBF16Format, value);
+      return;
+    case DType::kF16:
+      static_cast<uint16_t*>(array)[index] = Encode(kF16Format, value);
+      return;
   }
 }
 

@@ -41,8 +41,8 @@ TEST_CASE("loops inside tasks of a pool of one thread end") {
   ThreadPool pool(1);
   std::atomic<int> total{0};
   REQUIRE(cpu::ParallelFor(pool, 8, [&](int64_t) {
-    REQUIRE(cpu::ParallelFor(pool, 8, [&](int64_t) { ++total; }).ok());
-  }).ok());
+            REQUIRE(cpu::ParallelFor(pool, 8, [&](int64_t) { ++total; }).ok());
+          }).ok());
   CHECK(total == 64);
 }
 
@@ -59,8 +59,8 @@ TEST_CASE("loops inside tasks of a pool of several threads end") {
 TEST_CASE("what a piece throws becomes a status, and the other pieces run") {
   ThreadPool pool(4);
   BusyPool busy;
-  for (TaskPool* each : {static_cast<TaskPool*>(&pool), static_cast<TaskPool*>(&busy),
-                         &cpu::CallerOnly()}) {
+  for (TaskPool* each :
+       {static_cast<TaskPool*>(&pool), static_cast<TaskPool*>(&busy), &cpu::CallerOnly()}) {
     std::atomic<int> ran{0};
     const Status status = cpu::ParallelFor(*each, 50, [&](int64_t piece) {
       ++ran;

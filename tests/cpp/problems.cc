@@ -26,15 +26,16 @@ int64_t Groups(const Shape& s, bool shared) { return shared ? 1 : s.groups; }
 }  // namespace
 
 std::string Name(Role role) {
-  return role == Role::kForward ? "forward"
-                                : role == Role::kInputGrad ? "input_grad" : "weight_grad";
+  return role == Role::kForward     ? "forward"
+         : role == Role::kInputGrad ? "input_grad"
+                                    : "weight_grad";
 }
 
 cpu::BlockMatmulKernel Kernel(const cpu::KernelTable& table, Role role, DType dtype) {
   const int i = static_cast<int>(dtype);
-  return role == Role::kForward ? table.block_forward[i]
-                                : role == Role::kInputGrad ? table.block_input_grad[i]
-                                                           : table.block_weight_grad[i];
+  return role == Role::kForward     ? table.block_forward[i]
+         : role == Role::kInputGrad ? table.block_input_grad[i]
+                                    : table.block_weight_grad[i];
 }
 
 std::string Name(const Shape& s) {
@@ -68,8 +69,7 @@ Problem::Problem(const Shape& s, Role role, DType dtype, const std::function<dou
   rows.assign(patterns * capacity, -7);  // unused places may hold any row
   cols.assign(patterns * capacity, static_cast<int32_t>(grid_cols));
   std::mt19937 random(static_cast<uint32_t>(all + 31 * s.batch));
-  const int64_t wanted =
-      std::min<int64_t>(all, static_cast<int64_t>(std::ceil(s.density * all)));
+  const int64_t wanted = std::min<int64_t>(all, static_cast<int64_t>(std::ceil(s.density * all)));
   for (int64_t group = 0; group < patterns; ++group) {
     std::vector<int64_t> places(all);
     for (int64_t i = 0; i < all; ++i) places[i] = i;
@@ -147,9 +147,15 @@ std::vector<Problem::Sum> Problem::Expected() const {
             const int64_t xi = (args.x_group[g] * s.batch + m) * s.in + i;
             const int64_t yi = (args.y_group[g] * s.batch + m) * s.out + o;
             switch (role_) {
-              case Role::kForward: add(yi, x[xi], weight); break;
-              case Role::kInputGrad: add(xi, y[yi], weight); break;
-              case Role::kWeightGrad: add(wi, x[xi], y[yi]); break;
+              case Role::kForward:
+                add(yi, x[xi], weight);
+                break;
+              case Role::kInputGrad:
+                add(xi, y[yi], weight);
+                break;
+              case Role::kWeightGrad:
+                add(wi, x[xi], y[yi]);
+                break;
             }
           }
         }

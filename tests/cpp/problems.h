@@ -23,7 +23,7 @@ struct Shape {
   int64_t batch, in, out, block_in, block_out;
   double density = 0.5;
   int64_t groups = 1;
-  bool shared_pattern = false;  // one pattern for all groups
+  bool shared_pattern = false;   // one pattern for all groups
   bool shared_operands = false;  // one x and one w for all groups, where the role reads them
 };
 std::string Name(const Shape& shape);
@@ -40,9 +40,13 @@ struct LineAllocator {
   }
   void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t(64)); }
   template <class U>
-  bool operator==(const LineAllocator<U>&) const { return true; }
+  bool operator==(const LineAllocator<U>&) const {
+    return true;
+  }
   template <class U>
-  bool operator!=(const LineAllocator<U>&) const { return false; }
+  bool operator!=(const LineAllocator<U>&) const {
+    return false;
+  }
 };
 
 // An array of stored numbers that ends where its memory does, for the address sanitizer to see.

@@ -16,8 +16,7 @@ constexpr int64_t kPieceBytes = 256 << 10;
 
 // Calls copy(first, last, group) on ranges of `items_per_group` items, `item_bytes` each.
 Status ForPieces(const BlockMatmul& problem, int64_t items_per_group, int64_t item_bytes,
-                 TaskPool& pool,
-                 const std::function<void(int64_t, int64_t, int64_t)>& copy) {
+                 TaskPool& pool, const std::function<void(int64_t, int64_t, int64_t)>& copy) {
   const int64_t groups = problem.num_groups();
   if (items_per_group == 0 || item_bytes == 0 || groups == 0) return {};
   const int64_t grain = std::max<int64_t>(1, kPieceBytes / item_bytes);
@@ -90,8 +89,8 @@ Status ScatterBlocks(const BlockMatmul& p, size_t item_bytes, TaskPool& pool) tr
             const int64_t bytes = std::min(p.block_out, p.out - col) * item;
             const char* block = values + order.positions[k] * p.block_in * block_row_bytes;
             for (int64_t i = 0; i < height; ++i) {
-              std::memcpy(dense + (row + i) * row_bytes + col * item,
-                          block + i * block_row_bytes, bytes);
+              std::memcpy(dense + (row + i) * row_bytes + col * item, block + i * block_row_bytes,
+                          bytes);
             }
           }
         }

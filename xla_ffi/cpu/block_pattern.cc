@@ -25,8 +25,8 @@ Status BlockPattern::Check(const BlockMatmul& problem, int64_t pattern_group) {
     const bool unused = col == grid_cols;
     if (!unused && (col < 0 || col > grid_cols || row < 0 || row >= grid_rows)) {
       return Status::InvalidArgument(Place(k, rows[k], cols[k]) + " lies outside the grid of " +
-                                     std::to_string(grid_rows) + " x " +
-                                     std::to_string(grid_cols) + " blocks");
+                                     std::to_string(grid_rows) + " x " + std::to_string(grid_cols) +
+                                     " blocks");
     }
     if (col < last_col || (col == last_col && row <= last_row && !unused)) {
       return Status::InvalidArgument(

@@ -52,9 +52,8 @@ class ProductRun {
         row_tiles_(product.batch, max_rows_) {}
 
   Status Run(TaskPool& pool) {
-    const int64_t panel_tiles =
-        std::clamp<int64_t>(kPanelBytes / std::max<int64_t>(1, max_rows_ * row_bytes_), 1,
-                            row_tiles_.count);
+    const int64_t panel_tiles = std::clamp<int64_t>(
+        kPanelBytes / std::max<int64_t>(1, max_rows_ * row_bytes_), 1, row_tiles_.count);
     const int64_t strip_block_bytes = block_words_ * strips_.items * t_.word_bytes;
     const int64_t total = p_.order->num_blocks() * strips_.per_block * strip_block_bytes;
     const int64_t target = pool.num_threads() > 1 ? kPiecesPerThread * pool.num_threads() : 1;
@@ -62,8 +61,8 @@ class ProductRun {
                           std::clamp<int64_t>(total / target, 32 << 10, kChunkBytes),
                           CeilDiv(strips_.count, target));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
-    char* panel = static_cast<char*>(
-        Scratch(ScratchUse::kPanel, panel_tiles * max_rows_ * row_bytes_));
+    char* panel =
+        static_cast<char*>(Scratch(ScratchUse::kPanel, panel_tiles * max_rows_ * row_bytes_));
 
     for (int64_t first = 0; first < row_tiles_.count; first += panel_tiles) {
       const int64_t last = std::min(first + panel_tiles, row_tiles_.count);
@@ -85,8 +84,8 @@ class ProductRun {
 
  private:
   static const ProductKernel& Kernel(const Product& p, const Tiles& t) {
-    const bool stream = p.batch <= t.streamed_product.max_rows[1] && !p.transposed &&
-                        p.block_width % t.lanes == 0;
+    const bool stream =
+        p.batch <= t.streamed_product.max_rows[1] && !p.transposed && p.block_width % t.lanes == 0;
     return stream ? t.streamed_product : t.product;
   }
 
@@ -122,15 +121,15 @@ class ProductRun {
         } else {
           t.weights_block_stride = p_.block_depth * p_.block_width;
           t.weights_stride = p_.block_width;
-          t.weights = p_.weights + (start * t.weights_block_stride + strips_.offset(strip)) *
-                                       t_.item_bytes;
+          t.weights =
+              p_.weights + (start * t.weights_block_stride + strips_.offset(strip)) * t_.item_bytes;
         }
         t.depth = p_.depth;
         t.block_depth = p_.block_depth;
         t.vectors = strips_.vectors;
         t.cols = strips_.cols(strip);
-        t.result = p_.result +
-                   (row_tiles_.begin(tile) * p_.width + strips_.begin(strip)) * t_.item_bytes;
+        t.result =
+            p_.result + (row_tiles_.begin(tile) * p_.width + strips_.begin(strip)) * t_.item_bytes;
         t.result_stride = p_.width;
         if (t.cols > 0) kernel_.run(t);
       }
@@ -164,8 +163,7 @@ class ProductRun {
           }
         }
         // Not further than the edge: half of a word could be a NaN from beyond.
-        const int64_t depth =
-            std::min(p_.block_depth, p_.depth - order.inner[k] * p_.block_depth);
+        const int64_t depth = std::min(p_.block_depth, p_.depth - order.inner[k] * p_.block_depth);
         if (p_.transposed) {
           t_.pack_transposed({block + offset * p_.block_depth * t_.item_bytes, p_.block_depth,
                               depth, cols, strips_.items, 1, 0, target});
@@ -227,23 +225,23 @@ Status RunProduct(const Product& p, const Tiles& tiles, TaskPool& pool) {
 }  // namespace
 
 Status BlockForward(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
-  return ForEachGroup(problem, tiles, pool, Order::kByColumn, [&](const GroupView& group,
-                                                                 TaskPool& group_pool) {
-    AdviseHugePages(group.y, problem.batch * problem.out * tiles.item_bytes);
-    return RunProduct({group.x, group.w, group.y, problem.batch, problem.in, problem.out,
-                       problem.block_in, problem.block_out, group.order, false},
-                      tiles, group_pool);
-  });
+  return ForEachGroup(
+      problem, tiles, pool, Order::kByColumn, [&](const GroupView& group, TaskPool& group_pool) {
+        AdviseHugePages(group.y, problem.batch * problem.out * tiles.item_bytes);
+        return RunProduct({group.x, group.w, group.y, problem.batch, problem.in, problem.out,
+                           problem.block_in, problem.block_out, group.order, false},
+                          tiles, group_pool);
+      });
 }
 
 Status BlockInputGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
-  return ForEachGroup(problem, tiles, pool, Order::kByRow, [&](const GroupView& group,
-                                                              TaskPool& group_pool) {
-    AdviseHugePages(group.x, problem.batch * problem.in * tiles.item_bytes);
-    return RunProduct({group.y, group.w, group.x, problem.batch, problem.out, problem.in,
-                       problem.block_out, problem.block_in, group.order, true},
-                      tiles, group_pool);
-  });
+  return ForEachGroup(
+      problem, tiles, pool, Order::kByRow, [&](const GroupView& group, TaskPool& group_pool) {
+        AdviseHugePages(group.x, problem.batch * problem.in * tiles.item_bytes);
+        return RunProduct({group.y, group.w, group.x, problem.batch, problem.out, problem.in,
+                           problem.block_out, problem.block_in, group.order, true},
+                          tiles, group_pool);
+      });
 }
 
 }  // namespace jaxsparse::cpu

@@ -14,6 +14,8 @@ namespace {
 
 // Packed x that stays in L3 while the columns pass by.
 constexpr int64_t kPanelBytes = 4 << 20;
+// Every panel reads and writes all sums; with fewer words that would cost more than the products.
+constexpr int64_t kMinPanelWords = 64;
 // Rows of x and dy that a tile sums at a time: 128 rows of a strip of 32 are 16 KiB, half of L1.
 constexpr int64_t kDepthWords = 128;
 // Sums that cannot be in dW itself, and must wait for the next panel.
@@ -35,17 +37,16 @@ class WeightGradRun {
   Status Run(TaskPool& pool) {
     const int64_t x_row_bytes = p_.grid_rows() * p_.block_in * t_.word_bytes;
     const int64_t depth_words = CeilDiv(p_.batch, t_.items_per_word);
-    // Whole runs of kDepthWords, so that the sums are the same wherever the panel ends.
-    panel_words_ = std::max<int64_t>(1, kPanelBytes / std::max<int64_t>(1, x_row_bytes) /
-                                            kDepthWords) * kDepthWords;
+    panel_words_ = std::max(kMinPanelWords, kPanelBytes / std::max<int64_t>(1, x_row_bytes));
+    if (panel_words_ > kDepthWords) panel_words_ -= panel_words_ % kDepthWords;
     panel_words_ = std::min(panel_words_, depth_words);
     const int64_t num_panels = depth_words == 0 ? 0 : CeilDiv(depth_words, panel_words_);
     one_panel_ = num_panels <= 1;
 
     const int64_t sums_bytes = p_.block_in * strips_.items * t_.word_bytes;
     const int64_t total = order_.num_blocks() * strips_.per_block * sums_bytes;
-    const int64_t most_strips = std::max<int64_t>(
-        1, kChunkBytes / (kDepthWords * strips_.items * t_.word_bytes));
+    const int64_t most_strips =
+        std::max<int64_t>(1, kChunkBytes / (kDepthWords * strips_.items * t_.word_bytes));
     const int64_t target = pool.num_threads() > 1 ? kPiecesPerThread * pool.num_threads() : 1;
     chunks_ = ChunkStrips(strips_, order_, sums_bytes,
                           std::clamp<int64_t>(total / target, 32 << 10, kChunkBytes),
@@ -54,8 +55,7 @@ class WeightGradRun {
 
     ClearPlaces(p_.batch == 0 ? 0 : order_.num_blocks(), p_.capacity);
     if (p_.batch == 0) return {};
-    char* panel =
-        static_cast<char*>(Scratch(ScratchUse::kPanel, panel_words_ * x_row_bytes));
+    char* panel = static_cast<char*>(Scratch(ScratchUse::kPanel, panel_words_ * x_row_bytes));
 
     // Chunks whose sums may wait together between panels.
     for (int64_t first = 0, last; first < num_chunks; first = last) {
@@ -78,9 +78,8 @@ class WeightGradRun {
                 (piece + 1) * p_.grid_rows() / pack_pieces, panel);
         });
         if (!status.ok()) return status;
-        status = ParallelFor(pool, last - first, [&](int64_t chunk) {
-          RunChunk(first + chunk, word, words, panel);
-        });
+        status = ParallelFor(pool, last - first,
+                             [&](int64_t chunk) { RunChunk(first + chunk, word, words, panel); });
         if (!status.ok()) return status;
       }
     }
@@ -120,12 +119,12 @@ class WeightGradRun {
   void RunChunk(int64_t chunk, int64_t word, int64_t words, const char* panel) const {
     const int64_t first = chunks_[chunk], last = chunks_[chunk + 1];
     const int64_t gradient_stride = kDepthWords * strips_.items;
-    char* gradient = static_cast<char*>(Scratch(
-        ScratchUse::kPieceWeights, (last - first) * gradient_stride * t_.word_bytes));
+    char* gradient = static_cast<char*>(
+        Scratch(ScratchUse::kPieceWeights, (last - first) * gradient_stride * t_.word_bytes));
     char* piece_sums = nullptr;
     if (!in_place_ && one_panel_) {
-      piece_sums = static_cast<char*>(
-          Scratch(ScratchUse::kPieceSums, SumsOffset(last) - SumsOffset(first)));
+      piece_sums =
+          static_cast<char*>(Scratch(ScratchUse::kPieceSums, SumsOffset(last) - SumsOffset(first)));
     }
     for (int64_t d = 0; d < words; d += kDepthWords) {
       const int64_t depth = std::min(kDepthWords, words - d);
@@ -191,8 +190,7 @@ class WeightGradRun {
 
   char* Stored(int64_t strip) const {
     const int64_t start = order_.starts[strips_.line(strip)];
-    return g_.w +
-           (start * p_.block_in * p_.block_out + strips_.offset(strip)) * t_.item_bytes;
+    return g_.w + (start * p_.block_in * p_.block_out + strips_.offset(strip)) * t_.item_bytes;
   }
 
   // Rounds the sums where they are not in dW yet, and clears what lies over the weight's edge.
@@ -234,12 +232,12 @@ class WeightGradRun {
 }  // namespace
 
 Status BlockWeightGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
-  return ForEachGroup(problem, tiles, pool, Order::kByColumn, [&](const GroupView& group,
-                                                                 TaskPool& group_pool) {
-    AdviseHugePages(group.w, problem.capacity * problem.block_in * problem.block_out *
-                                 tiles.item_bytes);
-    return WeightGradRun(problem, tiles, group).Run(group_pool);
-  });
+  return ForEachGroup(
+      problem, tiles, pool, Order::kByColumn, [&](const GroupView& group, TaskPool& group_pool) {
+        AdviseHugePages(group.w,
+                        problem.capacity * problem.block_in * problem.block_out * tiles.item_bytes);
+        return WeightGradRun(problem, tiles, group).Run(group_pool);
+      });
 }
 
 }  // namespace jaxsparse::cpu

@@ -13,8 +13,8 @@ namespace {
 // A bound on the work of all groups, from above: as if every place were used.
 TaskPool& PoolForProblem(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
   const double groups = problem.num_groups();
-  const double weights = static_cast<double>(problem.capacity) * problem.block_in *
-                         problem.block_out;
+  const double weights =
+      static_cast<double>(problem.capacity) * problem.block_in * problem.block_out;
   const double rows = static_cast<double>(problem.batch) * (problem.in + problem.out);
   return PoolForWork(pool, 2 * groups * weights * problem.batch,
                      groups * (weights + rows) * tiles.item_bytes);
@@ -29,8 +29,8 @@ Status ForEachGroup(const BlockMatmul& problem, const Tiles& tiles, TaskPool& po
   if (!status.ok()) return status;
   std::vector<const BlockOrder*> orders(patterns.size());
   for (const int64_t group : problem.pattern_group) {
-    orders[group] = order == Order::kByRow ? &patterns[group].by_row()
-                                           : &patterns[group].by_column();
+    orders[group] =
+        order == Order::kByRow ? &patterns[group].by_row() : &patterns[group].by_column();
   }
 
   const auto run_group = [&](int64_t group, TaskPool& group_pool) {

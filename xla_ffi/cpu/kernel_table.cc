@@ -50,9 +50,9 @@ struct Target {
 };
 
 constexpr Target kTargets[] = {
-#define JAXSPARSE_TARGET(id, name, narrower)                                            \
-  {Isa::k##id, Table<k##id##Tiles, narrower, DType::kF32, DType::kF64, DType::kBF16, \
-                     DType::kF16>(name)},
+#define JAXSPARSE_TARGET(id, name, narrower) \
+  {Isa::k##id,                               \
+   Table<k##id##Tiles, narrower, DType::kF32, DType::kF64, DType::kBF16, DType::kF16>(name)},
 #include "cpu/targets/target_list.inc"
 #undef JAXSPARSE_TARGET
 };

@@ -31,8 +31,8 @@ struct RowPanel {
 };
 
 // A matrix whose rows are the depth, cut into parts of `width` columns: panel
-// [part][words of the depth][width], with parts `part_stride` words apart. Columns from `cols` on do
-// not exist, and are zero.
+// [part][words of the depth][width], with parts `part_stride` words apart. Columns from `cols` on
+// do not exist, and are zero.
 struct ColumnPanel {
   const void* source;
   int64_t source_stride;

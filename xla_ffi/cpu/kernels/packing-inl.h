@@ -19,8 +19,8 @@ JAXSPARSE_INLINE void CopyBits(T* to, const T* from, int64_t count) {
   }
 }
 
-// Copies `count` items, at most kMax, a power of two. Copies of constant sizes are instructions; one
-// of a variable size is a call, which made packing blocks of 8 ten times slower.
+// Copies `count` items, at most kMax, a power of two. Copies of constant sizes are instructions;
+// one of a variable size is a call, which made packing blocks of 8 ten times slower.
 template <int kMax, class T>
 JAXSPARSE_INLINE void CopyFew(T* to, const T* from, int64_t count) {
   if (count == kMax) {
@@ -131,8 +131,8 @@ void PackTransposed(const ColumnPanel& p) {
       } else {
         for (int j = 0; j < kLanes; ++j) {
           const bool exists = c + j < p.cols;
-          rows[j] = exists ? LoadPartial<Op>(column + j * p.source_stride, items)
-                           : typename Op::Words{};
+          rows[j] =
+              exists ? LoadPartial<Op>(column + j * p.source_stride, items) : typename Op::Words{};
         }
       }
       Transpose<typename Op::Word>(rows);

@@ -83,8 +83,7 @@ void RunTile(const ProductTile& t, typename Op::Sum* result, int64_t result_stri
             const auto xv = Op::Broadcast(x + r * kSliceWords + k);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
-              sums[0][r][v] =
-                  Op::MulAdd(xv, Weights::Load(w + v * Op::kLanes), sums[0][r][v]);
+              sums[0][r][v] = Op::MulAdd(xv, Weights::Load(w + v * Op::kLanes), sums[0][r][v]);
             }
           }
           w += t.weights_stride;
@@ -113,8 +112,7 @@ template <class Op, class Weights, int kVectors, class Rows>
 struct TilesByRows;
 template <class Op, class Weights, int kVectors, int... kRowsLessOne>
 struct TilesByRows<Op, Weights, kVectors, std::integer_sequence<int, kRowsLessOne...>> {
-  static constexpr TileFunction<Op> kRun[] = {
-      RunTile<Op, Weights, kRowsLessOne + 1, kVectors>...};
+  static constexpr TileFunction<Op> kRun[] = {RunTile<Op, Weights, kRowsLessOne + 1, kVectors>...};
 };
 
 // Runs the tile; into `result` itself where the sums can go there whole.
@@ -123,10 +121,10 @@ void RunProduct(const ProductTile& t) {
   using Sum = typename Op::Sum;
   const TileFunction<Op> run =
       t.vectors == 1
-          ? TilesByRows<Op, Weights, 1, std::make_integer_sequence<int, kMaxRows1>>::kRun
-                [t.num_rows - 1]
-          : TilesByRows<Op, Weights, 2, std::make_integer_sequence<int, kMaxRows2>>::kRun
-                [t.num_rows - 1];
+          ? TilesByRows<Op, Weights, 1,
+                        std::make_integer_sequence<int, kMaxRows1>>::kRun[t.num_rows - 1]
+          : TilesByRows<Op, Weights, 2,
+                        std::make_integer_sequence<int, kMaxRows2>>::kRun[t.num_rows - 1];
   const int64_t width = t.vectors * Op::kLanes;
   if (Type::kSumsAreStored && t.cols == width) {
     run(t, static_cast<Sum*>(t.result), t.result_stride);
@@ -143,8 +141,8 @@ void RunProduct(const ProductTile& t) {
 constexpr int kMaxDotRows = kVectorRegisters == 32 ? 6 : 4;
 // Rows of W per tile, by rows of the gradient: sums and one row of operands fit the registers.
 constexpr int DotColumns(int rows) {
-  return kVectorRegisters == 32 ? (rows == 1 ? 16 : rows <= 3 ? 8 : 4)
-                                : (rows == 1 ? 8 : rows == 2 ? 4 : 2);
+  if (kVectorRegisters == 32) return rows == 1 ? 16 : rows <= 3 ? 8 : 4;
+  return rows == 1 ? 8 : rows == 2 ? 4 : 2;
 }
 
 // Latency times bandwidth of memory, and some more.
@@ -243,8 +241,7 @@ void RunDotTile(const DotBlockRow& t, int64_t row, int64_t col) {
   alignas(64) typename Op::Sum totals[(kSums + Op::kLanes - 1) / Op::kLanes * Op::kLanes];
   SumLanes<Op, kSums>(sums, totals);
   StoreRows<Type>({totals, kCols, kRows, kCols,
-                   static_cast<Stored*>(t.result) + row * t.result_stride + col,
-                   t.result_stride});
+                   static_cast<Stored*>(t.result) + row * t.result_stride + col, t.result_stride});
 }
 
 template <class Type, class Op, int kRows>
@@ -255,12 +252,13 @@ void RunDotRows(const DotBlockRow& t, int64_t row) {
   for (; col < t.cols; ++col) RunDotTile<Type, Op, kRows, 1>(t, row, col);
 }
 
+using DotFunction = void (*)(const DotBlockRow&, int64_t);
+
 template <class Type, class Op, class Rows>
 struct DotByRows;
 template <class Type, class Op, int... kRowsLessOne>
 struct DotByRows<Type, Op, std::integer_sequence<int, kRowsLessOne...>> {
-  static constexpr void (*kRun[])(const DotBlockRow&, int64_t) = {
-      RunDotRows<Type, Op, kRowsLessOne + 1>...};
+  static constexpr DotFunction kRun[] = {RunDotRows<Type, Op, kRowsLessOne + 1>...};
 };
 
 template <class Type, class Op>

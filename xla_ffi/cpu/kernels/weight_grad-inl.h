@@ -9,8 +9,7 @@ namespace {
 template <class Op, int kRows, int kVectors>
 JAXSPARSE_INLINE void RunWeightGradTile(const typename Op::Word* x, int64_t x_stride,
                                         const typename Op::Word* gradient, int64_t depth,
-                                        typename Op::Sum* result, int64_t stride,
-                                        bool accumulate) {
+                                        typename Op::Sum* result, int64_t stride, bool accumulate) {
   typename Op::Sums sums[kRows][kVectors];
   if (accumulate) {
 #pragma GCC unroll 32
@@ -60,8 +59,7 @@ void RunWeightGradStrip(const WeightGradStrip& t) {
     int64_t i = 0;
     for (; i + kRows <= t.block_in; i += kRows) {
       RunWeightGradTile<Op, kRows, kVectors>(x + i, t.block_in, gradient, t.depth_words,
-                                             sums + i * t.sums_stride, t.sums_stride,
-                                             t.accumulate);
+                                             sums + i * t.sums_stride, t.sums_stride, t.accumulate);
     }
     for (; i < t.block_in; ++i) {
       RunWeightGradTile<Op, 1, kVectors>(x + i, t.block_in, gradient, t.depth_words,
