@@ -154,7 +154,7 @@ class ProductRun {
       for (int64_t k = order.starts[line]; k < order.starts[line + 1]; ++k) {
         const int64_t position = p_.transposed ? order.positions[k] : k;
         const char* block = p_.weights + position * stored_block_bytes;
-        if (p_.transposed && k + 1 < order.starts[line + 1]) {
+        if (p_.transposed && k + 1 < order.num_blocks()) {
           // The blocks of a row are strewn over memory, where no hardware prefetcher follows.
           const char* next = p_.weights + order.positions[k + 1] * stored_block_bytes +
                              offset * p_.block_depth * t_.item_bytes;
