@@ -30,8 +30,13 @@ class ThreadPool final : public TaskPool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       tasks_.push_back(std::move(task));
+      ++num_scheduled_;
     }
     changed_.notify_one();
+  }
+  int64_t num_scheduled() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return num_scheduled_;
   }
 
  private:
@@ -50,6 +55,7 @@ class ThreadPool final : public TaskPool {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> tasks_;
+  int64_t num_scheduled_ = 0;
   bool stop_ = false;
   std::vector<std::thread> threads_;
 };
