@@ -269,10 +269,8 @@ class Member:
                 operands = [known[kind.name] for kind in self.family.kinds[:-1]]
                 return self.family.reference(spec, *operands, *indices)
 
-            # Linear, so it does not matter where the derivative is taken; XLA drops the forward.
             zeros = jnp.zeros(shape[n_group:], arrays[0].dtype)
-            origin, cotangent = compat.vary_alike(zeros, by_kind[last.name])
-            return jax.vjp(forward, origin)[1](cotangent)[0]
+            return _transposed(forward, *compat.vary_alike(zeros, by_kind[last.name]))
 
         # Group axes of size 1 are kept apart from mapping, so that nothing is copied for them.
         for axis in reversed(range(n_group)):
@@ -299,6 +297,17 @@ class Member:
         if is_manual or compat.is_on_one_device(context):
             return self.run_handler(*arrays, spec=spec, n_group=n_group)
         return partition.partitioned(self)(*arrays, spec, n_group)
+
+
+def _transposed(function, origin, cotangent):
+    """What the transpose of a linear function, whose argument is like `origin`, returns."""
+    if jnp.issubdtype(origin.dtype, jnp.inexact):
+        # It does not matter where the derivative is taken, and XLA drops the forward pass.
+        return jax.vjp(function, origin)[1](cotangent)[0]
+    if origin.dtype == bool:
+        bits = (array.astype(jnp.uint8) for array in (origin, cotangent))
+        return _transposed(function, *bits).astype(bool)
+    return jax.linear_transpose(function, origin)(cotangent)[0]  # integers have no derivative
 
 
 def _install(member: Member) -> None:
