@@ -15,7 +15,6 @@ from machine import need
 
 import jaxsparse as js
 from jaxsparse import patterns
-from jaxsparse.patterns.dense import restrict
 
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("tests")
@@ -256,7 +255,7 @@ def test_restrict_leaves_exact_zeros_off_the_pattern(rng):
     dense, grid = block_sparse(rng)
     pattern = patterns.from_grid(grid, BLOCK, SHAPE)
     everywhere = jnp.where(dense == 0, jnp.nan, dense)
-    np.testing.assert_array_equal(restrict(everywhere, pattern), dense)
+    np.testing.assert_array_equal(pattern.restrict(everywhere), dense)
 
 
 # fromsparse ---------------------------------------------------------------------------------------
