@@ -171,7 +171,7 @@ def test_importing_the_package_needs_only_jax_and_numpy(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-# The test, tested ------------------------------------------------------------------------------
+# The test, tested ---------------------------------------------------------------------------------
 
 
 def plant(folder: pathlib.Path, file: str, text: str) -> pathlib.Path:
