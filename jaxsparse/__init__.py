@@ -8,6 +8,7 @@ are made and changed in `jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx`
 from jaxsparse import patterns
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
+from jaxsparse.formats import serialization as _serialization  # noqa: F401  for jax.export
 from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.weight import SparseWeight, merge, split

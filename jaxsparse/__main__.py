@@ -40,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         "keep other programs off the core used.",
     )
     tune.add_argument("--seconds", type=float, default=0.2, help="sampling time of a comparison")
+    tune.add_argument(
+        "--folder", type=pathlib.Path, help="where to write (default: the user's cache folder)"
+    )
     tune.set_defaults(run=_tune)
     options = parser.parse_args(arguments)
     try:
@@ -89,11 +92,13 @@ def _bench(options) -> int:
 
 def _tune(options) -> int:
     from jaxsparse.bench import environment, measure
-    from jaxsparse.core import native
+    from jaxsparse.core import dispatch, native
     from jaxsparse.tune import break_even
 
     if not native.available("cpu"):
         raise ValueError(f"nothing to tune. {native.why_absent('cpu')}")
+    folder = options.folder or dispatch.user_tables()
+    folder.mkdir(parents=True, exist_ok=True)  # or the error comes after minutes of measuring
     measure.pin(1)
     print(environment.heading(), flush=True)
 
@@ -102,7 +107,7 @@ def _tune(options) -> int:
         return measure.median_ratio(samples, "theirs", "ours")
 
     table = break_even.measure(compare, lambda line: print(line, flush=True))
-    print(f"wrote {break_even.write(table, environment.describe())}")
+    print(f"wrote {break_even.write(table, environment.describe(), folder)}")
     return 0
 
 

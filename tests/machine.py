@@ -56,6 +56,7 @@ def run_python(code: str, *, timeout: float = 300, devices: int = 1, **environ: 
             sys.executable,
             "-W",
             "ignore:jaxsparse has no:RuntimeWarning",
+            "-P",  # what is installed, not what lies in the working directory
             "-c",
             textwrap.dedent(code),
         ],

@@ -48,7 +48,8 @@ def with_contract(name: str, function: Callable, weight_grad: Callable | None = 
     def guarded(x, w, *indices):
         # Outside the custom_vjp: the transpose of this mark sums gradients over devices.
         x, w, *indices = compat.vary_alike(x, w, *indices)
-        return call(_reverse_only(name, x), _reverse_only(name, w), *indices)
+        y = call(_reverse_only(name, x), _reverse_only(name, w), *indices)
+        return _result.bind(y, name=name)
 
     return guarded
 
@@ -57,6 +58,8 @@ def with_contract(name: str, function: Callable, weight_grad: Callable | None = 
 # passes, forward mode meets this error instead of one about custom_vjp.
 _identity = Primitive("jaxsparse_reverse_only")
 _tangent = Primitive("jaxsparse_reverse_only_tangent")
+# The identity around the result, for `linear_transpose`: reverse mode never transposes it.
+_result = Primitive("jaxsparse_not_transposed")
 
 
 def _reverse_only(name: str, x):
@@ -65,8 +68,9 @@ def _reverse_only(name: str, x):
 
 def _refuse(*_, name):
     raise TypeError(
-        f'{name}: forward-mode derivatives (jvp, jacfwd, linearize, hessian) need grad="exact"; '
-        "every other gradient contract is for reverse mode (grad, vjp, jacrev) only."
+        f"{name}: forward-mode derivatives (jvp, jacfwd, linearize, hessian) and linear_transpose "
+        'need grad="exact"; every other gradient contract is for reverse mode (grad, vjp, jacrev) '
+        "only."
     )
 
 
@@ -84,12 +88,18 @@ def _batch(primitive, arrays, axes, *, name):
     return primitive.bind(*arrays, name=name), axes[0]
 
 
-for _primitive in (_identity, _tangent):
+for _primitive in (_identity, _tangent, _result):
     _primitive.def_abstract_eval(lambda x, *, name: x)
     batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose
-_identity.def_impl(lambda x, *, name: x)
-mlir.register_lowering(_identity, lambda context, x, *, name: [x])
+for _primitive in (_identity, _result):
+    _primitive.def_impl(lambda x, *, name: x)
+    mlir.register_lowering(_primitive, lambda context, x, *, name: [x])
+ad.primitive_jvps[_result] = lambda primals, tangents, *, name: (
+    _result.bind(*primals, name=name),
+    *tangents,
+)
+ad.primitive_transposes[_result] = lambda cotangent, _, *, name: _refuse(name=name)
 _tangent.def_impl(_refuse)
 mlir.register_lowering(_tangent, lambda context, x, *, name: _refuse(name=name))

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 import sys
 
@@ -19,7 +20,7 @@ from jaxsparse.core import kernel, native
 from jaxsparse.core.kinds import Role
 
 IMPLEMENTATIONS = (None, "ffi", "xla", "dense")
-_TABLES = pathlib.Path(__file__).parent.parent / "tune" / "data"
+_SHIPPED = pathlib.Path(__file__).parent.parent / "tune" / "data"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +31,24 @@ class Choice:
     reason: str
 
 
+def user_tables() -> pathlib.Path:
+    """The folder of the tables that were measured on this machine."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "jaxsparse").expanduser()
+
+
 @functools.cache
 def _table(device: str) -> dict:
-    path = _TABLES / f"{device}.json"
-    return json.loads(path.read_text())["break_even"] if path.exists() else {}
+    """This machine's table if it was measured, else that of the library."""
+    for folder in (user_tables(), _SHIPPED):
+        path = folder / f"{device}.json"
+        if path.exists():
+            return json.loads(path.read_text())["break_even"]
+    return {}
 
 
-def break_even(member: str, dtype: str, shape_class: str, device: str) -> float:
-    """The density up to which the handler is the faster way; 1 where none was measured.
-
-    Unmeasured means that the handler runs: it computes on what is stored, while the reference
-    first has to write the whole weight.
-    """
-    return _table(device).get(member, {}).get(dtype, {}).get(shape_class, 1.0)
+def break_even(member: str, dtype: str, shape_class: str) -> float | None:
+    """The density up to which the handler is the faster way on this machine; None if unmeasured."""
+    return _table(device()).get(member, {}).get(dtype, {}).get(shape_class)
 
 
 def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> Choice:
@@ -51,8 +57,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     Raises:
         NotImplementedError: `implementation="ffi"`, and there is no handler.
     """
-    if implementation == "xla":
-        return Choice("xla", 'implementation="xla"')
+    if implementation in ("xla", "dense"):
+        return Choice("xla", f'implementation="{implementation}"')
     absent = _why_no_handler(member, dtype, platforms)
     if implementation == "ffi":
         if absent:
@@ -64,27 +70,21 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     if absent:
         return Choice("xla", absent)
     batch = _batch(member, spec, n_group, shapes)
-    return _by_density(member.name, spec, shapes[-1][-1], batch, dtype)
+    return _by_density(member, spec, shapes[-1][-1], batch, dtype)
 
 
-def choose_for_dense_storage(member, spec, stored, batch, dtype) -> Choice:
-    """How an op runs whose weight is stored dense, so that nothing has to be unpacked.
-
-    Unlike `choose` this comes before lowering, and so decides for the default backend.
-    """
-    absent = _why_no_handler(member, dtype, (_platform(jax.default_backend()),))
-    if absent:
-        return Choice("xla", absent)
-    return _by_density(f"{member.family.name}_dense_storage", spec, stored, batch, dtype)
-
-
-def _by_density(name, spec, stored, batch, dtype) -> Choice:
+def _by_density(member, spec, stored, batch, dtype) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
-    limit = break_even(name, dtype.name, spec.shape_class(batch), device())
+    shape_class = spec.shape_class(batch)
+    limit = break_even(member.name, dtype.name, shape_class)
+    measured = f"the break-even point {limit} for {shape_class} on {device()}"
+    if limit is None:
+        limit = spec.unmeasured_break_even()
+        measured = f"{limit}, a guess: nothing was measured for {shape_class} on {device()}"
     if density > limit:
-        return Choice("xla", f"density {density:.3g} is above the break-even point {limit:.3g}")
-    return Choice("ffi", f"density {density:.3g} is at most the break-even point {limit:.3g}")
+        return Choice("xla", f"density {density:.3g} is above {measured}")
+    return Choice("ffi", f"density {density:.3g} is at most {measured}")
 
 
 def device() -> str:
@@ -103,7 +103,7 @@ def _why_no_handler(member, dtype, platforms) -> str | None:
         if reason := kernel.why_absent(platform):
             return reason
         dtypes = member.family.dtypes[platform]
-        if dtypes is not None and dtype.name not in dtypes:
+        if dtype.name not in dtypes:
             return f"the {platform} kernels take {', '.join(sorted(dtypes))}, not {dtype.name}"
     return None
 

@@ -50,7 +50,9 @@ class Family:
         reference: `reference(spec, *operands, *indices)`, the member of the last kind, without
             group axes, in plain JAX. It runs where no handler exists and states the meaning; the
             references of the other members follow from it.
-        dtypes: for each platform with handlers, the dtypes that they take; None for all.
+        dtypes: for each platform with handlers, the dtypes that they take.
+        compute: `compute(kind, spec, *operands, *indices, n_group)`, the member that returns `kind`
+            by members of other families, for an op that has no handlers of its own.
         num_indices: how many index arrays follow the operands.
     """
 
@@ -59,11 +61,12 @@ class Family:
         name: str,
         kinds: tuple[Kind, ...],
         reference: Callable,
-        dtypes: dict[str, frozenset[str] | None],
+        dtypes: dict[str, frozenset[str]],
+        compute: Callable | None = None,
         num_indices: int = 2,
     ):
         self.name, self.kinds, self.reference = name, kinds, reference
-        self.dtypes, self.num_indices = dtypes, num_indices
+        self.dtypes, self.compute, self.num_indices = dtypes, compute, num_indices
         self.members = {kind.name: Member(self, kind) for kind in kinds}
         for member in self.members.values():
             _install(member)
@@ -290,6 +293,8 @@ class Member:
 
     def lower_to_handler(self, context, *arrays, spec, n_group):
         """The handler, behind `custom_partitioning` where the compiler may split the call."""
+        if self.family.compute:
+            return self.family.compute(self.result.name, spec, *arrays, n_group=n_group)
         mesh = jax.typeof(arrays[0]).sharding.mesh
         is_manual = not mesh.empty and AxisType.Manual in mesh.axis_types
         # Under any manual axis data is local, and custom_partitioning fails in a partly manual

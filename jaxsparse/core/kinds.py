@@ -33,6 +33,10 @@ class Spec(Protocol):
         """The share of the weight that `stored` parts hold."""
         ...
 
+    def unmeasured_break_even(self) -> float:
+        """The density up to which to expect that a kernel pays, where nothing was measured."""
+        ...
+
     def shape_class(self, batch: int) -> str:
         """The class of problems that this one shares its break-even point with."""
         ...

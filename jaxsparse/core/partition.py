@@ -6,6 +6,7 @@ whole.
 """
 
 import functools
+import math
 
 from jax.experimental.custom_partitioning import (
     ArrayMapping,
@@ -81,14 +82,19 @@ def partitioned(member):
         """States the shardings one device's call wants, and sums over devices what it must."""
         shapes = [operand.shape for operand in operands]
         named, named_result = _factors(member, shapes, result.shape, spec, n_group)
-        proposals = [*zip(named_result, spec_of(result.sharding, len(result.shape)), strict=True)]
-        for operand, axes in zip(operands, named, strict=True):
-            proposals += zip(axes, spec_of(operand.sharding, len(axes)), strict=True)
+        proposals = []
+        for array, axes in ((result, named_result), *zip(operands, named, strict=True)):
+            parts = spec_of(array.sharding, len(axes))
+            proposals += zip(axes, array.shape, parts, strict=True)
         split, used = {}, set()  # axis name -> mesh axes; a mesh axis is given out once
         for wanted in ("group", "batch", STORED):
-            for name, mesh_axes in proposals:
+            for name, size, mesh_axes in proposals:
                 new = _mesh_axes(mesh_axes)
-                if name.startswith(wanted) and name not in split and new and not new & used:
+                is_open = name.startswith(wanted) and name not in split
+                # An axis that does not divide evenly would come padded with numbers that are not
+                # ours, to be summed, or with indices that are none: it stays whole.
+                is_even = size % math.prod(mesh.shape[axis] for axis in new) == 0
+                if is_open and is_even and new and not new & used:
                     split[name] = mesh_axes
                     used |= new
         summed = {a for name in split if name not in named_result for a in _mesh_axes(split[name])}

@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.block import BlockPattern, check_usable
 from jaxsparse.formats.weight import SparseWeight
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class SplitWeight:
     """A sparse weight in equal parts along its outputs or its inputs (tensor parallelism).
 
@@ -83,10 +82,14 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
     """
     if features not in ("out", "in"):
         raise ValueError(f'split_features: features is "out" or "in", got {features!r}.')
+    if not isinstance(w, SparseWeight):
+        raise TypeError(f"split_features: expected a SparseWeight, got {type(w).__name__}.")
+    if isinstance(num_parts, bool) or not isinstance(num_parts, (int, np.integer)):
+        raise TypeError(f"split_features: num_parts is an int, got {num_parts!r}.")
+    num_parts = int(num_parts)
     if len(w.shape) != 2:
         raise ValueError(f"split_features: a weight [in, out] is needed, got shape {w.shape}.")
-    if any(isinstance(a, Tracer) for a in w.pattern.indices):
-        raise ValueError("split_features: the pattern is traced. Split the weight outside jit.")
+    check_usable("split_features", w.pattern)
     axis = 1 if features == "out" else 0
     block, size = w.format.shape[axis], w.shape[axis]
     if num_parts < 1 or size % (num_parts * block):

@@ -10,7 +10,7 @@ from jaxsparse.formats.block import BlockPattern
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class SparseWeight:
     """A weight of which only some entries are stored. A pytree; only `values` is differentiable.
 
@@ -81,6 +81,8 @@ class SparseWeight:
         Raises:
             ValueError: the patterns are for weights of different shapes.
         """
+        if not isinstance(pattern, BlockPattern):
+            raise TypeError(f"with_pattern: expected a pattern, got {type(pattern).__name__}.")
         if pattern.shape != self.shape:
             raise ValueError(
                 f"with_pattern: the pattern must be for a weight of shape {self.shape}, got one "

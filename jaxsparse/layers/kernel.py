@@ -14,11 +14,10 @@ from jax import lax
 from jaxsparse.formats.block import BlockPattern
 from jaxsparse.formats.weight import SparseWeight, check_values
 from jaxsparse.ops.dot_general import dot_general
-from jaxsparse.patterns.dense import restrict
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class PackedPattern:
     """The pattern of a kernel of which only the values are stored.
 
@@ -43,7 +42,8 @@ def pattern_of(stored: BlockPattern | PackedPattern) -> BlockPattern:
 def mask(kernel, pattern: BlockPattern):
     """The dense kernel with exact zeros where the pattern stores nothing."""
     matrices = _matrices("mask", kernel, pattern)
-    return _stacked(restrict, pattern)(matrices, pattern).reshape(jnp.shape(kernel))
+    restrict = _stacked(lambda w, p: p.restrict(w), pattern)
+    return restrict(matrices, pattern).reshape(jnp.shape(kernel))
 
 
 def pack(kernel, pattern: BlockPattern):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxsparse.core import dispatch
 from jaxsparse.formats.block import Block, BlockPattern, matrix_view
 from jaxsparse.formats.parse import as_format
-from jaxsparse.ops.matmul import GRADS
+from jaxsparse.ops.options import GRADS
 from jaxsparse.patterns import full
 from jaxsparse.patterns.dense import fromdense
 from jaxsparse.patterns.make import is_traced, num_kept

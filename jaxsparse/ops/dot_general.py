@@ -10,7 +10,8 @@ from jax import lax
 
 from jaxsparse.formats.block import BlockPattern, matrix_view
 from jaxsparse.formats.weight import SparseWeight, check_values
-from jaxsparse.ops.matmul import _check_options, matmul
+from jaxsparse.ops.matmul import matmul
+from jaxsparse.ops.options import check_options
 
 
 def dot_general(
@@ -53,7 +54,7 @@ def dot_general(
         NotImplementedError: dimension numbers that do not contract the pattern's rows, or a sparse
             `lhs`.
     """
-    _check_options(implementation, grad, "dot_general")
+    check_options("dot_general", implementation, grad)
     if isinstance(lhs, SparseWeight):
         raise NotImplementedError(
             "dot_general: the sparse operand is rhs, got a SparseWeight as lhs. Exchange the "
@@ -80,6 +81,8 @@ def dot_general(
             preferred_element_type,
             out_sharding=out_sharding,
         )
+    elif not isinstance(pattern, BlockPattern):
+        raise TypeError(f"dot_general: expected a pattern, got {type(pattern).__name__}.")
     else:
         numbers = jnp.asarray(rhs)
         rhs_shape = numbers.shape

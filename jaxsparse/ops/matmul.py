@@ -1,20 +1,27 @@
 """Matrix products with sparse weights, and the sampled product that is their weight gradient."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import contract, dispatch, partition
+from jaxsparse.core import contract, partition
 from jaxsparse.core.bilinear import BilinearOp
-from jaxsparse.formats.block import BlockPattern, check_same_shape, dense_matrix, matrix_view
+from jaxsparse.core.kinds import Role
+from jaxsparse.formats.block import (
+    BlockPattern,
+    block_copy,
+    check_same_shape,
+    check_single,
+    dense_matrix,
+    matrix_view,
+    restricted_matrix,
+)
 from jaxsparse.formats.split import SplitWeight
 from jaxsparse.formats.weight import SparseWeight, check_values
-
-GRADS = ("exact", "sparse", "dense")
+from jaxsparse.ops.options import check_options
 
 
 def _sum_dtype(dtype):
@@ -22,16 +29,46 @@ def _sum_dtype(dtype):
     return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
 
 
-def _reference(spec, x, values, rows, cols):
-    w = dense_matrix(spec, values, rows, cols)
+def _dot(spec, x, w):
     y = jnp.matmul(x, w, precision=spec.precision, preferred_element_type=_sum_dtype(x.dtype))
     return y.astype(x.dtype)
 
 
-block_matmul = BilinearOp(
-    "block_matmul",
-    _reference,
-    {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})},
+def _reference(spec, x, values, rows, cols):
+    return _dot(spec, x, dense_matrix(spec, values, rows, cols))
+
+
+_DTYPES = {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})}
+
+block_matmul = BilinearOp("block_matmul", _reference, _DTYPES)
+
+
+# The same product with a weight that is stored whole, as it is while it trains. Kernels see its
+# blocks; where they do not pay, nothing has to be unpacked.
+
+
+def _stored_dense_reference(spec, x, dense, rows, cols):
+    return _dot(spec, x, restricted_matrix(spec, dense, rows, cols))
+
+
+def _by_blocks(kind, spec, a, b, rows, cols, *, n_group):
+    call = {"n_group": n_group, "implementation": "ffi"}
+    if kind == "y":
+        values = block_copy.gather(spec, b, rows, cols, **call)
+        return block_matmul.forward(spec, a, values, rows, cols, **call)
+    if kind == "x":
+        values = block_copy.gather(spec, a, rows, cols, **call)
+        return block_matmul.input_grad(spec, values, b, rows, cols, **call)
+    values = block_matmul.weight_grad(spec, a, b, rows, cols, **call)
+    return block_copy.scatter(spec, values, rows, cols, **call)
+
+
+stored_dense_matmul = BilinearOp(
+    "stored_dense_matmul",
+    _stored_dense_reference,
+    _DTYPES,
+    weight=("dense", Role.WHOLE),
+    compute=_by_blocks,
 )
 
 
@@ -49,6 +86,9 @@ def matmul(
 
     y[..., o] = sum over inputs i of x[..., i] * w[i, o]
 
+    Weights that are not stored multiply nothing in a kernel; in plain JAX they are zeros, so that
+    an Inf or NaN of `x` makes NaN of every result of its row.
+
     Args:
         x: `[*batch, in]`; float32, bfloat16, float16 or float64 have kernels, other numbers run in
             plain JAX.
@@ -59,10 +99,11 @@ def matmul(
             or an array `[in, out]` alone: the product is dense.
         pattern: for an array `w`, which of its blocks take part.
         precision: as for `jax.lax.dot_general`. CPU kernels are exact in any case.
-        preferred_element_type: the dtype of the result, and of the sums where it is wider.
-        implementation: None chooses and never fails. "ffi" is the compiled kernel, "xla" the same
-            op in plain JAX, "dense" XLA's dense product with the whole weight; these three do
-            that or raise.
+        preferred_element_type: the dtype of the result. A wider one than that of `x` is computed
+            in: a float32 result of bfloat16 costs as much as float32.
+        implementation: None chooses and never fails. "ffi" is the compiled kernel, or an error
+            that says why there is none; "xla" is plain JAX on any platform, which for this op is
+            XLA's dense product with the whole weight, so "dense" says the same.
         grad: "exact" is the derivative, in every mode and order. "sparse" and "dense" are gradient
             contracts for reverse mode: "sparse" has the gradient of the stored weights only;
             "dense", for `w` with `pattern`, has that of all weights as if every block were stored,
@@ -70,15 +111,16 @@ def matmul(
 
     Returns:
         `[*batch, out]` in `preferred_element_type`, or the dtype of `x`. Sums are taken in float32
-        (float64 for float64) and rounded once.
+        (float64 for float64) and rounded once; sums over devices or over parts of the inputs add
+        parts that were rounded, as XLA's own do.
 
     Raises:
         ValueError: shapes that do not fit, values that do not fit the pattern, unknown options.
         TypeError: dtypes that differ or are not numbers.
         NotImplementedError: `implementation="ffi"` where there is no kernel.
     """
-    x = _as_array("x", x)
-    _check_options(implementation, grad)
+    check_options("matmul", implementation, grad)
+    x = _as_array("matmul", "x", x)
     if isinstance(w, (SparseWeight, SplitWeight)):
         if pattern is not None:
             raise ValueError("matmul: a sparse weight has its pattern, got another. Drop it.")
@@ -89,37 +131,34 @@ def matmul(
             )
         check_values("matmul", w.values, w.pattern)
         shape, weights, pattern = w.shape, w.values, w.pattern
-        function = functools.partial(_packed, precision, implementation)
-        if isinstance(w, SplitWeight):
-            function = functools.partial(_SPLIT[w.features], precision, implementation)
+        storage = w.features if isinstance(w, SplitWeight) else "packed"
     else:
-        weights = _as_array("w", w)
-        shape = weights.shape
+        weights = _as_array("matmul", "w", w)
+        shape, storage = weights.shape, "dense"
         if pattern is None:
             if implementation == "ffi":
                 raise ValueError(
                     'matmul: implementation="ffi" needs a sparse weight, got an array. Use '
                     "jaxsparse.fromdense, or pass a pattern."
                 )
+        elif not isinstance(pattern, BlockPattern):
+            raise TypeError(f"matmul: expected a pattern, got {type(pattern).__name__}.")
         else:
             check_same_shape("matmul", weights, pattern.shape)
-        function = functools.partial(_stored_dense, precision, implementation)
+    if pattern is not None and storage in ("packed", "dense"):
+        check_single("matmul", pattern)
     _check_operands(x, weights, shape)
     result = x.dtype if preferred_element_type is None else jnp.dtype(preferred_element_type)
     wide = _wider(x.dtype, result)
     x, weights = _cast(x, wide), _cast(weights, wide)
     if pattern is None:
-        return lax.dot_general(
-            x, weights, (((x.ndim - 1,), (0,)), ((), ())), precision, _sum_dtype(wide)
-        ).astype(result)
-    weight_grad = functools.partial(_whole_weight_grad, precision) if grad == "dense" else None
-
-    def product(x, weights, *indices):
-        return function(x, weights, _with_indices(pattern, indices))
-
-    if grad != "exact":
-        product = contract.with_contract("matmul", product, weight_grad)
-    return _cast(product(x, weights, *pattern.indices), result)
+        dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+        y = lax.dot_general(x, weights, dimensions, precision, _sum_dtype(wide))
+    else:
+        precision = tuple(precision) if isinstance(precision, list) else precision
+        product = _product(storage, pattern.spec(precision), implementation, grad)
+        y = product(x, weights, *pattern.indices)
+    return _cast(y, result)
 
 
 def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -> jax.Array:
@@ -142,10 +181,11 @@ def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit.
     """
-    a, b = _as_array("a", a, "sddmm"), _as_array("b", b, "sddmm")
-    _check_options(implementation, "exact", "sddmm")
+    check_options("sddmm", implementation)
+    a, b = _as_array("sddmm", "a", a), _as_array("sddmm", "b", b)
     if not isinstance(pattern, BlockPattern):
         raise TypeError(f"sddmm: expected a pattern, got {type(pattern).__name__}.")
+    check_single("sddmm", pattern)
     size_in, size_out = matrix_view(pattern.shape)
     for name, array, size in (("a", a, size_in), ("b", b, size_out)):
         if array.ndim < 1 or array.shape[-1] != size:
@@ -159,38 +199,46 @@ def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -
             f"b.shape={b.shape}."
         )
     _check_same_dtype("sddmm", "a", a, "b", b)
-    if implementation == "dense":
-        whole = _whole_weight_grad(precision, a, b)
-        return pattern.gather(whole.reshape(pattern.shape))
     return block_matmul.weight_grad(
         pattern.spec(precision), a, b, *pattern.indices, implementation=implementation
     )
 
 
-def _packed(precision, implementation, x, values, pattern):
-    if implementation == "dense":
-        return _dense(precision, x, pattern.scatter(values))
-    return block_matmul.forward(
-        pattern.spec(precision), x, values, *pattern.indices, implementation=implementation
-    )
+@functools.lru_cache(maxsize=1024)
+def _product(storage, spec, implementation, grad):
+    """The product of x and weights in some storage, with a gradient contract or none.
+
+    Kept, because making a contract costs more than a small product.
+    """
+    _check_precision(spec.precision)
+    op = stored_dense_matmul if storage == "dense" else block_matmul
+    forward = functools.partial(op.forward, spec, implementation=implementation)
+    product = {"out": _split_out, "in": _split_in}.get(storage, lambda forward: forward)(forward)
+    if grad == "exact":
+        return product
+    whole = functools.partial(_whole_weight_grad, spec.precision) if grad == "dense" else None
+    return contract.with_contract("matmul", product, whole)
 
 
-def _split_out(precision, implementation, x, values, pattern):
+def _split_out(forward):
     """Each part makes its own features of the result."""
-    part = functools.partial(_packed, precision, implementation)
-    y = jax.vmap(part, (None, 0, 0), x.ndim - 1)(x, values, pattern)
-    return _merge_last_axes(y)
+
+    def product(x, values, rows, cols):
+        y = jax.vmap(forward, (None, 0, 0, 0), x.ndim - 1)(x, values, rows, cols)
+        return _merge_last_axes(y)
+
+    return product
 
 
-def _split_in(precision, implementation, x, values, pattern):
+def _split_in(forward):
     """Each part makes a summand of the result from its own features of `x`."""
-    part = functools.partial(_packed, precision, implementation)
-    parts = _split_last_axis(x, values.shape[0])
-    y = jax.vmap(part, (x.ndim - 1, 0, 0))(parts, values, pattern)
-    return y.astype(_sum_dtype(x.dtype)).sum(0).astype(x.dtype)
 
+    def product(x, values, rows, cols):
+        parts = _split_last_axis(x, values.shape[0])
+        y = jax.vmap(forward, (x.ndim - 1, 0, 0, 0))(parts, values, rows, cols)
+        return y.astype(_sum_dtype(x.dtype)).sum(0).astype(x.dtype)
 
-_SPLIT = {"out": _split_out, "in": _split_in}
+    return product
 
 
 def _merge_last_axes(y):
@@ -213,33 +261,10 @@ def _explicit_sharding(x, change):
     return NamedSharding(sharding.mesh, PartitionSpec(*change(partition.spec_of(sharding, x.ndim))))
 
 
-def _stored_dense(precision, implementation, x, w, pattern):
-    if implementation is None:
-        batch = math.prod(x.shape[:-1])
-        choice = dispatch.choose_for_dense_storage(
-            block_matmul.forward, pattern.spec(), pattern.capacity, batch, x.dtype
-        )
-        implementation = "dense" if choice.path == "xla" else None
-    if implementation == "dense":
-        return _dense(precision, x, jnp.where(pattern.mask(), w, jnp.zeros((), w.dtype)))
-    return _packed(precision, implementation, x, pattern.gather(w), pattern)
-
-
-def _dense(precision, x, w):
-    w = w.reshape(matrix_view(w.shape))
-    y = jnp.matmul(x, w, precision=precision, preferred_element_type=_sum_dtype(x.dtype))
-    return y.astype(x.dtype)
-
-
 def _whole_weight_grad(precision, x, g):
     batch = tuple(range(x.ndim - 1))
     dimensions = ((batch, batch), ((), ()))
     return lax.dot_general(x, g, dimensions, precision, _sum_dtype(x.dtype)).astype(x.dtype)
-
-
-def _with_indices(pattern: BlockPattern, indices) -> BlockPattern:
-    rows, cols = indices
-    return BlockPattern(rows, cols, pattern.shape, pattern.format)
 
 
 def _wider(dtype, preferred):
@@ -257,8 +282,9 @@ def _cast(x, dtype):
     return x if x.dtype == dtype else x.astype(dtype)
 
 
-def _as_array(name: str, x, function: str = "matmul") -> jax.Array:
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")) and not isinstance(x, (int, float, list)):
+def _as_array(function: str, name: str, x) -> jax.Array:
+    is_array = hasattr(x, "shape") and hasattr(x, "dtype")
+    if not is_array and not isinstance(x, (int, float, list, tuple)):
         raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}.")
     array = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.number):
@@ -266,13 +292,10 @@ def _as_array(name: str, x, function: str = "matmul") -> jax.Array:
     return array
 
 
-def _check_options(implementation, grad, function: str = "matmul"):
-    if implementation not in dispatch.IMPLEMENTATIONS:
-        raise ValueError(
-            f'{function}: implementation is None, "ffi", "xla" or "dense", got {implementation!r}.'
-        )
-    if grad not in GRADS:
-        raise ValueError(f'{function}: grad is "exact", "sparse" or "dense", got {grad!r}.')
+def _check_precision(precision):
+    """Raises lax's own error for a precision that there is not."""
+    one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+    jax.eval_shape(functools.partial(lax.dot, precision=precision), one, one)
 
 
 def _check_operands(x, weights, shape):

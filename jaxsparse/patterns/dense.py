@@ -5,8 +5,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jaxsparse.formats.block import Block, BlockPattern, check_same_shape
+from jaxsparse.formats.block import Block
 from jaxsparse.formats.parse import as_format
 from jaxsparse.formats.weight import SparseWeight
 from jaxsparse.patterns import make
@@ -35,8 +36,9 @@ def fromdense(
     Raises:
         ValueError, TypeError: arguments that contradict themselves or the shape of `w`.
     """
-    if not hasattr(w, "shape") or not hasattr(w, "dtype"):
-        w = np.asarray(w)
+    if isinstance(w, SparseWeight):
+        raise TypeError("fromdense: w is dense, got a SparseWeight. Use jaxsparse.convert.")
+    w = make.as_array(w)
     _check_numeric("fromdense", w)
     shape, format = make.check_weight_shape("fromdense", w.shape, format)
     _check_remainder(shape, format, remainder)
@@ -52,8 +54,7 @@ def fromdense(
         count = make.num_kept("fromdense", math.prod(format.grid(shape)), sparsity)
         pattern = make.from_scores(block_norms(w, format), format, shape, count)
     else:
-        # Comparing with zero keeps NaN, which is not zero.
-        pattern = make.from_mask(w != 0, format, capacity=capacity)
+        pattern = make.from_mask(_is_nonzero(w), format, capacity=capacity)
     return SparseWeight(pattern.gather(jnp.asarray(w)), pattern)
 
 
@@ -68,6 +69,12 @@ def fromsparse(matrix, format, *, capacity: int | None = None) -> SparseWeight:
     """
     rows, cols, data = _entries(matrix)
     shape, format = make.check_weight_shape("fromsparse", matrix.shape, format)
+    for name, index, size in (("row", rows, shape[0]), ("column", cols, shape[1])):
+        if index.size and not 0 <= index.min() <= index.max() < size:
+            raise ValueError(
+                f"fromsparse: {name}s must be from 0 to {size - 1}, got {index.min()} to "
+                f"{index.max()}. The matrix is not a valid one."
+            )
     grid = format.grid(shape)
     stored = np.zeros(grid, bool)
     stored[rows // format.shape[0], cols // format.shape[1]] = True
@@ -134,6 +141,10 @@ def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) ->
         A SparseWeight of the same shape and dtype. `norm_kept(w, result)` says how much a
         projection kept.
     """
+    if not isinstance(w, SparseWeight):
+        raise TypeError(
+            f"convert: expected a SparseWeight, got {type(w).__name__}. For arrays use fromdense."
+        )
     format = as_format(format)
     dense = w.todense()
     if policy == "cover":
@@ -154,6 +165,10 @@ def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) ->
 
 def norm_kept(original, projected) -> jax.Array:
     """The norm of `projected` over that of `original`, each dense or sparse; 1 is lossless."""
+    if original.shape != projected.shape:
+        raise ValueError(
+            f"norm_kept: both must have one shape, got {original.shape} and {projected.shape}."
+        )
     whole, kept = (
         _magnitude(jnp.asarray(a.todense() if isinstance(a, SparseWeight) else a))
         for a in (original, projected)
@@ -163,10 +178,15 @@ def norm_kept(original, projected) -> jax.Array:
     return jnp.where(whole == 0, 1.0, jnp.sqrt(kept / whole))
 
 
-def restrict(w, pattern: BlockPattern) -> jax.Array:
-    """The dense array `w` with exact zeros where the pattern stores nothing, NaN there or not."""
-    check_same_shape("restrict", w, pattern.shape)
-    return jnp.where(pattern.mask(), w, jnp.zeros((), w.dtype))
+def _is_nonzero(w):
+    """Where `w` is not zero; NaN is not, and no subnormal is."""
+    if not make.is_traced(w):
+        return np.asarray(w) != 0
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        return w != 0
+    # XLA takes subnormals for zeros when it compares; their bits are not zero.
+    bits = lax.bitcast_convert_type(w, jnp.dtype(f"uint{8 * w.dtype.itemsize}"))
+    return (bits << 1) != 0  # all but the sign
 
 
 def _check_numeric(function: str, w) -> None:
@@ -198,6 +218,10 @@ def _as_mask(mask, shape):
 
 def _entries(matrix):
     """Rows, columns and numbers of the stored entries of a scipy or JAX sparse matrix."""
+    if make.is_traced(*jax.tree.leaves(matrix)):
+        raise ValueError("fromsparse: the matrix is traced. Call it outside jit.")
+    if hasattr(matrix, "tocoo") and matrix.ndim != 2:
+        raise ValueError(f"fromsparse: a matrix has two axes, got shape {matrix.shape}.")
     if hasattr(matrix, "to_bcoo"):  # BCSR
         matrix = matrix.to_bcoo()
     if hasattr(matrix, "tocoo"):  # scipy.sparse

@@ -1,17 +1,20 @@
 """Making block patterns from masks, lists, scores or at random; on the host or in `jit`."""
 
+import dataclasses
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxsparse.formats.block import INT32_MAX, Block, BlockPattern
+from jaxsparse.formats.block import INT32_MAX, Block, BlockPattern, check_single
 from jaxsparse.formats.parse import as_format
 
-# The row of every place of a pattern made in `jit` whose capacity was too small. Kernels refuse it
-# and references answer with NaN, so the loss of blocks cannot pass unseen.
+# All indices of a pattern made in `jit` whose capacity was too small. Kernels refuse it, with a
+# message of its own (xla_ffi/cpu/block_pattern.cc), and references answer with NaN, so the loss of
+# blocks cannot pass unseen.
 OVERFLOW = np.iinfo(np.int32).min
 
 
@@ -24,7 +27,7 @@ def check_weight_shape(function: str, shape, format) -> tuple[tuple[int, ...], B
     """The shape as a tuple and the format, or an error that says what is wrong with them."""
     format = as_format(format)
     try:
-        sizes = tuple(int(n) for n in shape)
+        sizes = tuple(operator.index(n) for n in shape)
     except TypeError:
         sizes = ()
     if len(sizes) < 2 or any(n < 0 for n in sizes):
@@ -66,6 +69,7 @@ def from_grid(grid_mask, format, shape, *, capacity: int | None = None) -> Block
         TypeError: the mask is not bool.
     """
     shape, format = check_weight_shape("from_grid", shape, format)
+    grid_mask = as_array(grid_mask)
     grid = format.grid(shape)
     if tuple(grid_mask.shape) != grid:
         raise ValueError(
@@ -80,11 +84,12 @@ def from_grid(grid_mask, format, shape, *, capacity: int | None = None) -> Block
                 "from_grid: inside jit the number of blocks must be fixed, got capacity=None. Say "
                 "how many blocks there is room for."
             )
-        capacity = _check_capacity("from_grid", capacity, 0, grid)
+        # Without a single place there would be none to mark an overflow in.
+        capacity = _check_capacity("from_grid", capacity, min(1, math.prod(grid)), grid)
         count = jnp.count_nonzero(grid_mask)
         places = jnp.nonzero(grid_mask.T.ravel(), size=capacity, fill_value=math.prod(grid))[0]
         rows, cols = _rows_and_cols(jnp, places, grid)
-        rows = jnp.where(count > capacity, OVERFLOW, rows)
+        rows, cols = (jnp.where(count > capacity, OVERFLOW, index) for index in (rows, cols))
     else:
         places = np.flatnonzero(np.asarray(grid_mask).T)
         capacity = _check_capacity("from_grid", capacity, len(places), grid)
@@ -100,6 +105,7 @@ def from_mask(mask, format, *, capacity: int | None = None) -> BlockPattern:
         mask: bool, of the weight's shape.
         format, capacity: as in `from_grid`.
     """
+    mask = as_array(mask)
     if mask.dtype != bool:
         raise TypeError(f"from_mask: the mask must be bool, got {mask.dtype}.")
     shape, format = check_weight_shape("from_mask", mask.shape, format)
@@ -141,6 +147,9 @@ def from_blocks(rows, cols, format, shape, *, capacity: int | None = None) -> Bl
             )
     capacity = _check_capacity("from_blocks", capacity, len(rows), grid)
     if traced:
+        # Before int32 can wrap an index around into the grid.
+        rows = jnp.where((rows >= 0) & (rows < grid[0]), rows, OVERFLOW)
+        cols = jnp.where((cols >= 0) & (cols < grid[1]), cols, OVERFLOW)
         order = jnp.lexsort((rows, cols))
     else:
         order = np.lexsort((rows, cols))
@@ -167,6 +176,7 @@ def from_scores(scores, format, shape, num_blocks: int) -> BlockPattern:
         num_blocks: how many, static.
     """
     shape, format = check_weight_shape("from_scores", shape, format)
+    scores = _as_scores("from_scores", scores)
     grid = format.grid(shape)
     if tuple(scores.shape) != grid:
         raise ValueError(
@@ -174,6 +184,8 @@ def from_scores(scores, format, shape, num_blocks: int) -> BlockPattern:
             f"got shape {tuple(scores.shape)}."
         )
     num_blocks = _check_capacity("from_scores", num_blocks, 0, grid)
+    if num_blocks == 0:
+        return from_blocks([], [], format, shape)
     ranks = _ranks(jnp.asarray(scores), jnp.zeros(grid, bool))
     return from_grid(_concrete(ranks < num_blocks), format, shape, capacity=num_blocks)
 
@@ -214,6 +226,17 @@ def exchange(pattern: BlockPattern, keep_scores, grow_scores, count) -> BlockPat
     Returns:
         A pattern of the same format, shape and capacity.
     """
+    if not isinstance(pattern, BlockPattern):
+        raise TypeError(f"exchange: expected a pattern, got {type(pattern).__name__}.")
+    check_single("exchange", pattern)
+    keep_scores = _as_scores("exchange", keep_scores)
+    grow_scores = _as_scores("exchange", grow_scores)
+    count = jnp.asarray(count)
+    if count.ndim or not jnp.issubdtype(count.dtype, jnp.integer):
+        raise TypeError(
+            f"exchange: count is one integer, got {count.dtype} of shape {count.shape}. Round it "
+            "with .astype(int)."
+        )
     grid = pattern.grid
     for name, scores in (("keep_scores", keep_scores), ("grow_scores", grow_scores)):
         if tuple(scores.shape) != grid:
@@ -221,14 +244,19 @@ def exchange(pattern: BlockPattern, keep_scores, grow_scores, count) -> BlockPat
                 f"exchange: {name} must have one entry per block, {grid}, got shape "
                 f"{tuple(scores.shape)}."
             )
+    if pattern.capacity == 0:
+        return pattern
     stored = pattern.grid_mask()
     num_stored = jnp.count_nonzero(stored)
     count = jnp.clip(count, 0, jnp.minimum(num_stored, stored.size - num_stored))
     kept = stored & (_ranks(keep_scores, ~stored) < num_stored - count)
     grown = ~stored & (_ranks(grow_scores, stored) < count)
-    return from_grid(
-        _concrete(kept | grown), pattern.format, pattern.shape, capacity=pattern.capacity
-    )
+    new = _concrete(kept | grown)
+    new = from_grid(new, pattern.format, pattern.shape, capacity=pattern.capacity)
+    # A pattern that lost blocks stays one that nothing takes.
+    is_valid = pattern.is_valid()
+    rows, cols = (jnp.where(is_valid, index, OVERFLOW) for index in new.indices)
+    return dataclasses.replace(new, rows=rows, cols=cols)
 
 
 def reduce_blocks(array, format: Block, how: str):
@@ -241,6 +269,21 @@ def reduce_blocks(array, format: Block, how: str):
     tiles = xp.pad(array.reshape(size_in, size_out), edges)
     tiles = tiles.reshape(grid[0], block_in, grid[1], block_out)
     return getattr(tiles, how)(axis=(1, 3))
+
+
+def as_array(array):
+    """The array itself, or a host array of a list or a number."""
+    return array if hasattr(array, "shape") and hasattr(array, "dtype") else np.asarray(array)
+
+
+def _as_scores(function: str, scores):
+    scores = as_array(scores)
+    is_real = jnp.issubdtype(scores.dtype, jnp.floating) or jnp.issubdtype(
+        scores.dtype, jnp.integer
+    )
+    if not is_real:
+        raise TypeError(f"{function}: scores are real numbers, got {scores.dtype}.")
+    return jnp.asarray(scores)
 
 
 def _check_capacity(function: str, capacity, count: int, grid) -> int:

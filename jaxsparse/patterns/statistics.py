@@ -5,9 +5,8 @@ import math
 
 import numpy as np
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.block import BlockPattern, check_usable
 from jaxsparse.formats.weight import SparseWeight
-from jaxsparse.patterns import make
 
 _SHADES = " ░▒▓█"
 
@@ -92,8 +91,9 @@ def picture(pattern: BlockPattern | SparseWeight, *, width: int = 64) -> str:
 
 def _known(pattern, function: str) -> BlockPattern:
     pattern = pattern.pattern if isinstance(pattern, SparseWeight) else pattern
-    if make.is_traced(pattern.rows, pattern.cols):
-        raise ValueError(f"{function}: the pattern is traced. Call it outside jit.")
+    if not isinstance(pattern, BlockPattern):
+        raise TypeError(f"{function}: expected a pattern, got {type(pattern).__name__}.")
+    check_usable(function, pattern)
     return pattern
 
 

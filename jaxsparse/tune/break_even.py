@@ -2,11 +2,13 @@
 
     python -m jaxsparse tune
 
-writes `jaxsparse/tune/data/<device>.json`, which `core.dispatch` reads. A break-even point holds
+writes `<device>.json` into a folder that `core.dispatch` reads before the library's own
+(`jaxsparse/tune/data`). A break-even point holds
 for a class of problems (`BlockSpec.shape_class`), a member and a dtype; the class is represented by
 one problem in the middle of it.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import numpy as np
 
 from jaxsparse.core import dispatch
 from jaxsparse.formats.block import Block
-from jaxsparse.ops.matmul import block_matmul, matmul
+from jaxsparse.ops.matmul import block_matmul, stored_dense_matmul
 from jaxsparse.patterns import make
 
 DENSITIES = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 0.0)
@@ -25,7 +27,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 BATCHES = (1, 16, 256)
 BLOCKS = (4, 8, 16, 32)
 SHAPE = (1024, 1024)
-DATA = pathlib.Path(__file__).parent / "data"
+MEMBERS = [
+    getattr(op, role)
+    for op in (block_matmul, stored_dense_matmul)
+    for role in ("forward", "input_grad", "weight_grad")
+]
 
 
 def measure(compare: Callable, report: Callable[[str], None] = print) -> dict:
@@ -44,9 +50,10 @@ def measure(compare: Callable, report: Callable[[str], None] = print) -> dict:
     return table
 
 
-def write(table: dict, environment: dict) -> pathlib.Path:
+def write(table: dict, environment: dict, folder: pathlib.Path) -> pathlib.Path:
     """Stores a table where the dispatcher looks for it; returns the file's path."""
-    path = DATA / f"{dispatch.device()}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{dispatch.device()}.json"
     content = {"environment": environment, "break_even": table}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
@@ -55,44 +62,31 @@ def write(table: dict, environment: dict) -> pathlib.Path:
 def _measure_class(table, dtype, batch, block, compare, report):
     rng = np.random.default_rng(0)
     size_in, size_out = SHAPE
-    x = jnp.asarray(rng.standard_normal((batch, size_in)), dtype)
-    g = jnp.asarray(rng.standard_normal((batch, size_out)), dtype)
-    w = jnp.asarray(rng.standard_normal(SHAPE), dtype)
     format = Block((block, block))
-    for member in ("forward", "input_grad", "weight_grad", "dense_storage"):
+    kinds = {
+        "x": jnp.asarray(rng.standard_normal((batch, size_in)), dtype),
+        "y": jnp.asarray(rng.standard_normal((batch, size_out)), dtype),
+        "dense": jnp.asarray(rng.standard_normal(SHAPE), dtype),
+    }
+    for member in MEMBERS:
 
         def ratio(density, member=member):
             pattern = make.random(jax.random.key(0), format, SHAPE, sparsity=1 - density)
-            values, spec = pattern.gather(w), pattern.spec()
-            if member == "dense_storage":
-                ours, theirs = (
-                    jax.jit(lambda x, w, p, i=i: matmul(x, w, pattern=p, implementation=i))
-                    for i in ("ffi", "dense")
-                )
-                operands = (x, w, pattern)
-            else:
-                ours, theirs = (
-                    jax.jit(
-                        lambda *a, i=i: getattr(block_matmul, member)(spec, *a, implementation=i)
-                    )
-                    for i in ("ffi", "xla")
-                )
-                by_role = {
-                    "forward": (x, values),
-                    "input_grad": (values, g),
-                    "weight_grad": (x, g),
-                }
-                operands = (*by_role[member], *pattern.indices)
+            arrays = {**kinds, "w": pattern.gather(kinds["dense"])}
+            operands = [arrays[kind.name] for kind in member.operands]
+            ours, theirs = (
+                jax.jit(functools.partial(member, pattern.spec(), implementation=implementation))
+                for implementation in ("ffi", "xla")
+            )
             return compare(
-                lambda: jax.block_until_ready(ours(*operands)),
-                lambda: jax.block_until_ready(theirs(*operands)),
+                lambda: jax.block_until_ready(ours(*operands, *pattern.indices)),
+                lambda: jax.block_until_ready(theirs(*operands, *pattern.indices)),
             )
 
         point = _highest(ratio)
-        spec = make.full(format, SHAPE).spec()
-        name = f"block_matmul_{member}"
-        table.setdefault(name, {}).setdefault(dtype, {})[spec.shape_class(batch)] = point
-        report(f"{name} {dtype} {spec.shape_class(batch)}: {point}")
+        shape_class = make.full(format, SHAPE).spec().shape_class(batch)
+        table.setdefault(member.name, {}).setdefault(dtype, {})[shape_class] = point
+        report(f"{member.name} {dtype} {shape_class}: {point}")
 
 
 def _highest(ratio: Callable[[float], float]) -> float:

@@ -1,10 +1,14 @@
 #include "cpu/block_pattern.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
 namespace jaxsparse::cpu {
 namespace {
+
+// What jaxsparse/patterns/make.py puts into a pattern made in jit that has not room enough.
+constexpr int64_t kLostBlocks = INT32_MIN;
 
 std::string Place(int64_t block, int32_t row, int32_t col) {
   return "block " + std::to_string(block) + " at (row " + std::to_string(row) + ", column " +
@@ -23,6 +27,11 @@ Status BlockPattern::Check(const BlockMatmul& problem, int64_t pattern_group) {
   for (int64_t k = 0; k < problem.capacity; ++k) {
     const int64_t row = rows[k], col = cols[k];
     const bool unused = col == grid_cols;
+    if (col == kLostBlocks) {
+      return Status::InvalidArgument(
+          "the pattern lost blocks when it was made, for its capacity was too small; make it with "
+          "a larger capacity");
+    }
     if (!unused && (col < 0 || col > grid_cols || row < 0 || row >= grid_rows)) {
       return Status::InvalidArgument(Place(k, rows[k], cols[k]) + " lies outside the grid of " +
                                      std::to_string(grid_rows) + " x " + std::to_string(grid_cols) +
