@@ -69,6 +69,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         return Choice("ffi", 'implementation="ffi"')
     if absent:
         return Choice("xla", absent)
+    if all(kind.role is not Role.BATCHED for kind in member.family.kinds):
+        return Choice("ffi", "a copy")
     batch = _batch(member, spec, n_group, shapes)
     return _by_density(member, spec, shapes[-1][-1], batch, dtype)
 

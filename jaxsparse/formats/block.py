@@ -235,7 +235,8 @@ def _tiles(spec: BlockSpec, matrix: jax.Array) -> jax.Array:
 
 
 def _gather_reference(spec: BlockSpec, matrix, rows, cols):
-    tiles = _tiles(spec, matrix)
+    # Twice: for the scatter, which is the transpose of this, and for the values.
+    tiles = _tiles(spec, _nan_if_invalid(spec, matrix, rows, cols))
     values = tiles.at[rows, cols].get(mode="fill", fill_value=0, unique_indices=True)
     return _nan_if_invalid(spec, values, rows, cols)
 

@@ -67,7 +67,8 @@ TEST_CASE("blocks outside the grid are refused, and named") {
   CHECK(Answer({{kMax, 1}}) == "block 0 at (row 2147483647, column 1)" + grid);
   CHECK(Answer({{kMin, 1}}) == "block 0 at (row -2147483648, column 1)" + grid);
   CHECK(Answer({{0, kMax}}) == "block 0 at (row 0, column 2147483647)" + grid);
-  CHECK(Answer({{0, kMin}}) == "block 0 at (row 0, column -2147483648)" + grid);
+  // What a pattern made in jit is marked with when its capacity was too small.
+  CHECK(Answer({{kMin, kMin}}).find("the pattern lost blocks when it was made") == 0);
 }
 
 TEST_CASE("blocks out of order and repeated blocks are refused, and named") {
