@@ -19,18 +19,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure against XLA's dense ops",
         description="Times sparse against dense in one process, in turn, after checking results. "
         "Prints ratios (above 1: sparse is faster). Keep other programs off the cores used.",
+        epilog="Example: python -m jaxsparse bench matmul --only '32x32 0.9' --json rows.json",
     )
     bench.add_argument(
         "what",
         choices=["matmul", "floor", "scaling", "overhead"],
-        help="products at 50 to 95 %% zeros; at 0 to 25 %%; two cores against one; costs "
-        "besides arithmetic",
+        help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; two cores "
+        "against one; costs besides arithmetic",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
     bench.add_argument("--seconds", type=float, default=1.0, help="sampling time of a row")
     bench.add_argument("--only", default="", help="rows whose label contains this, as '32x32 0.9'")
     bench.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    bench.add_argument("--plot", type=pathlib.Path, help="draw speed against zeros into this PNG")
     bench.set_defaults(run=_bench)
     tune = commands.add_parser(
         "tune",
@@ -47,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
+        print(f"jaxsparse: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, OSError) as error:
         print(f"jaxsparse: {error}", file=sys.stderr)
         return 1
 
@@ -69,8 +74,12 @@ def _info(options) -> int:
 
 
 def _bench(options) -> int:
-    from jaxsparse.bench import environment, matmul, measure, overhead, scaling
+    from jaxsparse.bench import environment, matmul, measure, overhead, plot, scaling
 
+    if options.plot:
+        if options.what not in matmul.TABLES:
+            raise ValueError(f"bench: --plot draws matmul and floor, got {options.what}.")
+        plot.require()  # or the error comes after minutes of measuring
     if options.what != "scaling":  # which starts processes of its own
         measure.pin(options.threads)
     print(environment.heading(), flush=True)
@@ -79,8 +88,11 @@ def _bench(options) -> int:
     elif options.what == "overhead":
         rows = overhead.run(options.quick)
     else:
-        table = {"matmul": matmul.problems, "floor": matmul.floor_problems}[options.what]
-        rows = matmul.run(table, options.quick, options.seconds, options.only)
+        rows = matmul.run(
+            options.what, options.quick, options.seconds, options.only, options.threads
+        )
+    if options.plot:
+        plot.write(rows, options.plot)
     if options.json:
         content = {
             "environment": environment.describe(),
@@ -96,7 +108,7 @@ def _tune(options) -> int:
     from jaxsparse.tune import break_even
 
     if not native.available("cpu"):
-        raise ValueError(f"nothing to tune. {native.why_absent('cpu')}")
+        raise RuntimeError(f"nothing to tune. {native.why_absent('cpu')}")
     folder = options.folder or dispatch.user_tables()
     folder.mkdir(parents=True, exist_ok=True)  # or the error comes after minutes of measuring
     measure.pin(1)

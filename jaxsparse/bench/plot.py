@@ -1,0 +1,44 @@
+"""A picture of speed against sparsity."""
+
+import importlib.util
+import pathlib
+
+
+def require() -> None:
+    """Raises unless matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RuntimeError("bench: --plot takes matplotlib. Install it: pip install matplotlib.")
+
+
+def write(rows, path: pathlib.Path) -> None:
+    """Draws the speed of each role and block relative to dense, a panel per shape and batch."""
+    require()
+    from matplotlib.figure import Figure
+
+    panels = {}
+    for row in rows:
+        lines = panels.setdefault((row.batch, *row.shape), {})
+        lines.setdefault((row.role, row.block, row.dtype), []).append(row)
+    figure = Figure(figsize=(6, 4 * len(panels)), layout="constrained")
+    for i, (size, lines) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, i)
+        for (role, block, dtype), line in lines.items():
+            zeros = [100 * row.zeros for row in line]
+            (drawn,) = axes.plot(
+                zeros,
+                [row.ratio for row in line],
+                "o-",
+                label=f"{role} {block[0]}x{block[1]} {dtype}",
+            )
+            goals = [(100 * row.zeros, row.goal) for row in line if row.goal is not None]
+            if goals:
+                axes.plot(*zip(*goals), "_", markersize=12, color=drawn.get_color())
+        axes.axhline(1, color="black", linewidth=0.5)
+        axes.set(
+            title=" x ".join(map(str, size)),
+            xlabel="zeros, %",
+            ylabel="times as fast as dense",
+            yscale="log",
+        )
+        axes.legend(fontsize="xx-small")
+    figure.savefig(path, format="png")
