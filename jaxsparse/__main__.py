@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure against XLA's dense ops",
         description="Times sparse against dense in one process, in turn, after checking results. "
         "Prints ratios (above 1: sparse is faster). Keep other programs off the cores used.",
-        epilog="Example: python -m jaxsparse bench matmul --only '32x32 0.9' --json rows.json",
+        epilog="Example: python -m jaxsparse bench matmul --only '32x32 0.9' --peers",
     )
     bench.add_argument(
         "what",
@@ -31,6 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
     bench.add_argument("--seconds", type=float, default=1.0, help="sampling time of a row")
     bench.add_argument("--only", default="", help="rows whose label contains this, as '32x32 0.9'")
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="also time jax.experimental.sparse, scipy and torch (forward, float32)",
+    )
     bench.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     bench.add_argument("--plot", type=pathlib.Path, help="draw speed against zeros into this PNG")
     bench.set_defaults(run=_bench)
@@ -89,7 +94,12 @@ def _bench(options) -> int:
         rows = overhead.run(options.quick)
     else:
         rows = matmul.run(
-            options.what, options.quick, options.seconds, options.only, options.threads
+            options.what,
+            options.quick,
+            options.seconds,
+            options.only,
+            options.threads,
+            options.peers,
         )
     if options.plot:
         plot.write(rows, options.plot)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.bench import measure
+from jaxsparse.bench import baselines, measure, progress
 
 ROLES = ("forward", "input_grad", "weight_grad")
 
@@ -31,6 +31,7 @@ class Row:
         gflops: of the stored blocks, 1e9 multiplications and additions a second.
         goal: the ratio to reach, where one is set.
         command: what to type to measure this row again.
+        peers: milliseconds of other libraries' sparse products, where they were asked for.
     """
 
     role: str
@@ -46,6 +47,7 @@ class Row:
     gflops: float
     goal: float | None
     command: str = ""
+    peers: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def line(self) -> str:
         size_in, size_out = self.shape
@@ -57,6 +59,10 @@ class Row:
             f"sparse {self.sparse_ms:8.3f} ms  dense {self.dense_ms:8.3f} ms  "
             f"{self.gflops:6.0f} GF/s  "
             f"{self.ratio:6.2f}x [{self.spread[0]:.2f}, {self.spread[1]:.2f}]{goal}{met}"
+            + "".join(
+                f"\n    {name:10s} {ms:10.3f} ms  {ms / self.sparse_ms:7.2f}x ours"
+                for name, ms in self.peers.items()
+            )
         )
 
 
@@ -84,7 +90,9 @@ def _goal(role, dtype, batch, block, zeros) -> float | None:
     return None if goals is None else goals[ZEROS.index(zeros)]
 
 
-def measure_problem(batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0) -> list[Row]:
+def measure_problem(
+    batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0, peers=False
+) -> list[Row]:
     """One row per role, for a random pattern with this share of zeros."""
     rng = np.random.default_rng(0)
     size_in, size_out = shape
@@ -112,13 +120,15 @@ def measure_problem(batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0)
         sparse, sparse_args, plain, plain_args = functions[role]
         sparse, plain = jax.jit(sparse), jax.jit(plain)
         _check(role, sparse(*sparse_args), x, g, dense, pattern)
-        samples = measure.interleaved(
-            {
-                "sparse": lambda f=sparse, a=sparse_args: jax.block_until_ready(f(*a)),
-                "dense": lambda f=plain, a=plain_args: jax.block_until_ready(f(*a)),
-            },
-            seconds=seconds,
-        )
+        calls = {
+            "sparse": lambda f=sparse, a=sparse_args: jax.block_until_ready(f(*a)),
+            "dense": lambda f=plain, a=plain_args: jax.block_until_ready(f(*a)),
+        }
+        if peers and role == "forward" and dtype == "float32":
+            for name, make in baselines.installed().items():
+                calls[name] = make(x, dense, block)
+                _check(name, jnp.asarray(calls[name]()).T, x, g, dense, pattern)
+        samples = measure.interleaved(calls, seconds=seconds)
         ratios = [d / s for d, s in zip(samples["dense"], samples["sparse"], strict=True)]
         quartiles = statistics.quantiles(ratios, n=4)
         sparse_seconds = statistics.median(samples["sparse"])
@@ -136,6 +146,11 @@ def measure_problem(batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0)
                 spread=(quartiles[0], quartiles[2]),
                 gflops=2e-9 * batch * values.size / sparse_seconds,
                 goal=_goal(role, jnp.dtype(dtype).name, batch, block, zeros),
+                peers={
+                    name: 1e3 * statistics.median(times)
+                    for name, times in samples.items()
+                    if name in baselines.NAMES
+                },
             )
         )
     return rows
@@ -144,7 +159,7 @@ def measure_problem(batch, shape, block, zeros, dtype, roles=ROLES, seconds=1.0)
 def _check(role, result, x, g, dense, pattern):
     """Raises unless the result is right to rounding, by the forward-error bound."""
     x, g, w = (np.asarray(a.astype(jnp.float32), np.float64) for a in (x, g, dense))
-    if role == "forward":
+    if role == "forward" or role in baselines.NAMES:
         exact, size = x @ w, np.abs(x) @ np.abs(w)
     elif role == "input_grad":
         exact, size = g @ w.T, np.abs(g) @ np.abs(w).T
@@ -181,11 +196,15 @@ def floor_problems(quick: bool):
     if quick:
         yield from ((8, (128, 128), (32, 32), zeros, "float32", ROLES) for zeros in (0.0, 0.9))
         return
-    for shape in ((128, 128), (768, 768)):
-        for block in ((8, 8), (16, 16), (32, 32)):
-            for batch in (1, 8, 64, 512, 4096):
-                for zeros in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99):
-                    yield batch, shape, block, zeros, "float32", ROLES
+    for shape, block in (
+        ((128, 128), (8, 8)),
+        ((128, 128), (32, 32)),
+        ((768, 768), (16, 16)),
+        ((768, 3072), (32, 32)),
+    ):
+        for batch in (1, 8, 64, 512, 4096):
+            for zeros in (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99):
+                yield batch, shape, block, zeros, "float32", ROLES
 
 
 TABLES: dict[str, Callable[[bool], Iterable[Any]]] = {"matmul": problems, "floor": floor_problems}
@@ -214,21 +233,25 @@ def run(
     seconds: float = 1.0,
     only: str = "",
     threads: int = 1,
+    peers: bool = False,
 ) -> list[Row]:
     """Measures and prints a table, a row at a time; `only` as in `select`."""
     selected = select(table, quick, only)
     if not selected:
         raise ValueError(f"bench: --only takes a part of a row's label, got {only!r}.")
     rows = []
-    for problem, role in selected:
-        (row,) = measure_problem(*problem, roles=(role,), seconds=seconds)
+    absent = [name for name in baselines.NAMES if name not in baselines.installed()]
+    if peers and absent:
+        print(f"not installed: {', '.join(absent)}", flush=True)
+    for problem, role in progress.over(selected, table):
+        (row,) = measure_problem(*problem, roles=(role,), seconds=seconds, peers=peers)
         if table == "floor":
             row = dataclasses.replace(row, goal=0.97)
         words = ["python", "-m", "jaxsparse", "bench", table, *["--quick"] * quick]
-        words += ["--threads", str(threads), "--seconds", str(seconds)]
+        words += ["--threads", str(threads), "--seconds", str(seconds), *["--peers"] * peers]
         words += ["--only", label(*problem, role=role)]
         rows.append(dataclasses.replace(row, command=shlex.join(words)))
-        print(rows[-1].line(), flush=True)
+        progress.write(rows[-1].line())
     if table == "floor":
         low = sum(row.ratio < 0.97 for row in rows)
         worst = min(row.ratio for row in rows)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.block import BlockPattern, matrix_view
 from jaxsparse.formats.weight import SparseWeight, check_values
 from jaxsparse.ops.dot_general import dot_general
 
@@ -180,7 +180,9 @@ def _matrices(function: str, kernel, pattern: BlockPattern):
     """The kernel as `[*stacked, *pattern.shape]`."""
     shape, num_stacked = jnp.shape(kernel), pattern.rows.ndim - 1
     stacked = pattern.rows.shape[:-1]
-    if shape[:num_stacked] != stacked or math.prod(shape[num_stacked:]) != math.prod(pattern.shape):
+    rest, matrix = shape[num_stacked:], matrix_view(pattern.shape)
+    views = [(math.prod(rest[:i]), math.prod(rest[i:])) for i in range(len(rest) + 1)]
+    if shape[:num_stacked] != stacked or matrix not in views:
         raise ValueError(
             f"{function}: a kernel must have the leading axes of its pattern's indices, {stacked}, "
             f"before those of shape {pattern.shape}, got {shape}. Stack layers along axis 0."
