@@ -171,7 +171,9 @@ def test_pattern_is_two_integer_leaves_and_static_facts():
 
 
 @pytest.mark.parametrize(
-    "leaf", [None, "text", jax.ShapeDtypeStruct((17,), jnp.int32), object()], ids=str
+    "leaf",
+    [None, "text", jax.ShapeDtypeStruct((17,), jnp.int32), object()],
+    ids=["None", "text", "shape", "object"],
 )
 def test_pattern_is_rebuilt_around_anything(leaf):
     again = jax.tree.unflatten(jax.tree.structure(PATTERN), [leaf, leaf])

@@ -88,7 +88,9 @@ def test_paths_of_leaves_have_names():
 
 
 @pytest.mark.parametrize(
-    "leaf", [None, 0, "text", jax.ShapeDtypeStruct((), jnp.int8), object()], ids=str
+    "leaf",
+    [None, 0, "text", jax.ShapeDtypeStruct((), jnp.int8), object()],
+    ids=["None", "number", "text", "shape", "object"],
 )
 def test_weight_is_rebuilt_and_printed_around_anything(leaf):
     again = jax.tree.map(lambda _: leaf, W)

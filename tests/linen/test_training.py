@@ -130,7 +130,9 @@ def test_packed_variables_store_values_and_compute_the_same(variables, frozen):
     packed = jlinen.pack(given)
     assert type(packed) is type(given)
     assert first(packed)[0].shape == first(variables)[1].values_shape
-    np.testing.assert_array_equal(Model().apply(packed, X), Model().apply(variables, X))
+    # To rounding: the two storages have break-even points of their own.
+    y = Model().apply(variables, X)
+    np.testing.assert_allclose(Model().apply(packed, X), y, rtol=1e-5, atol=1e-6)
     assert first(variables)[0].shape == (16, 32)
 
 
@@ -155,7 +157,8 @@ def test_packed_general_layers_compute_the_same():
     variables = jax.jit(layer.init)(jax.random.key(0), x)
     packed = jlinen.pack(variables)
     assert packed["params"]["kernel"].ndim == 4
-    np.testing.assert_array_equal(layer.apply(packed, x), layer.apply(variables, x))
+    y = layer.apply(variables, x)
+    np.testing.assert_allclose(layer.apply(packed, x), y, rtol=1e-5, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, jlinen.unpack(packed), variables)
 
 
@@ -236,7 +239,7 @@ def test_partitioned_kernels_stay_boxed():
     assert isinstance(applied["params"]["kernel"], nn.Partitioned)
     y = layer.apply(variables, X)
     np.testing.assert_array_equal(layer.apply(meta.unbox(variables), X), y)
-    np.testing.assert_array_equal(layer.apply(jlinen.pack(variables), X), y)
+    np.testing.assert_allclose(layer.apply(jlinen.pack(variables), X), y, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_of_shapes_only_has_the_shapes_of_a_real_one(variables):

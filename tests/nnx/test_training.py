@@ -121,8 +121,10 @@ def test_packed_models_store_values_and_compute_the_same():
     packed = jnnx.pack(model)
     assert packed.first.is_packed
     assert packed.first.kernel.shape == model.first.pattern.values_shape
-    np.testing.assert_array_equal(packed(X), model(X))
-    np.testing.assert_array_equal(nnx.jit(lambda m, x: m(x))(packed, X), jax.jit(model)(X))
+    # To rounding: the two storages have break-even points of their own.
+    np.testing.assert_allclose(packed(X), model(X), rtol=1e-5, atol=1e-6)
+    y = nnx.jit(lambda m, x: m(x))(packed, X)
+    np.testing.assert_allclose(y, jax.jit(model)(X), rtol=1e-5, atol=1e-6)
 
 
 def test_unpack_gives_the_same_bits_and_the_same_graph():
@@ -251,9 +253,9 @@ def test_patterns_of_stacked_layers_are_applied(stacked):
 def test_a_model_of_shapes_only_has_the_shapes_of_a_real_one():
     shapes = nnx.eval_shape(lambda: Model(**SPARSE))
     real = nnx.state(Model(**SPARSE))
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), nnx.state(shapes)) == jax.tree.map(
-        lambda a: (a.shape, a.dtype), real
-    )
+    assert jax.tree.structure(nnx.state(shapes)) == jax.tree.structure(real)
+    for got, expected in zip(jax.tree.leaves(nnx.state(shapes)), jax.tree.leaves(real)):
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
 
 
 def test_state_survives_flax_serialization():

@@ -62,7 +62,9 @@ def test_fromdense_takes_every_dtype(dtype, rng):
         np.testing.assert_array_equal(np.asarray(w.todense()), dense.astype(jnp.dtype(dtype)))
 
 
-@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist], ids=str)
+@pytest.mark.parametrize(
+    "kind", [np.asarray, jnp.asarray, np.ndarray.tolist], ids=["numpy", "jax", "list"]
+)
 def test_fromdense_takes_arrays_and_lists(kind):
     w = js.fromdense(kind(np.eye(6, dtype=np.float32)), "2x2")
     assert w.pattern.capacity == 3
