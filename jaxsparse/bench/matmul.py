@@ -169,7 +169,9 @@ def _check(role, result, x, g, dense, pattern):
         exact, size = exact * mask, size * mask
     unit = 2.0**-8 if result.dtype == jnp.bfloat16 else 2.0**-24
     error = np.abs(np.asarray(result.astype(jnp.float32), np.float64) - exact)
-    if not (error <= 8 * unit * size).all():
+    # The suite's bound is 8 for some thousand results. Among millions the tail is longer: a right
+    # one reached 8.02 (384 products, summed in sequence). One missing product is at hundreds.
+    if not (error <= 16 * unit * size).all():
         raise RuntimeError(f"bench: the {role} is wrong, so it is not timed.")
 
 
