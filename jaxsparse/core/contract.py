@@ -91,6 +91,7 @@ def _batch(primitive, arrays, axes, *, name):
 for _primitive in (_identity, _tangent, _result):
     _primitive.def_abstract_eval(lambda x, *, name: x)
     batching.primitive_batchers[_primitive] = functools.partial(_batch, _primitive)
+for _primitive in (_identity, _tangent):
     ad.primitive_jvps[_primitive] = _jvp
     ad.primitive_transposes[_primitive] = _transpose
 for _primitive in (_identity, _result):
