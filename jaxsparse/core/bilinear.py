@@ -5,6 +5,8 @@ from collections.abc import Callable
 from jaxsparse.core.family import Family
 from jaxsparse.core.kinds import Kind, Role
 
+PAIR = (Role.STORED, Role.STORED)  # the index arrays of a pattern that needs two per stored part
+
 
 class BilinearOp:
     """`y = f(x, w)` and its adjoints, from a name and one reference.
@@ -16,8 +18,9 @@ class BilinearOp:
         name: compiled handlers are `jaxsparse.<name>_{forward,input_grad,weight_grad}.v1`.
         reference: `reference(spec, x, w, *indices)` in plain JAX, without group axes.
         dtypes: for each platform with handlers, the dtypes that they take.
+        indices: the roles of the index arrays, as for `Family`.
         weight: the name of the weight's kind, and its role: STORED parts, or WHOLE.
-        compute: as for `Family`.
+        compute, parts: as for `Family`.
     """
 
     def __init__(
@@ -25,16 +28,18 @@ class BilinearOp:
         name: str,
         reference: Callable,
         dtypes: dict[str, frozenset[str]],
+        indices: tuple[Role, ...] = PAIR,
         weight: tuple[str, Role] = ("w", Role.STORED),
         compute: Callable | None = None,
+        parts: Callable | None = None,
     ):
-        self.name = name
+        self.name, self.dtypes, self.indices = name, dtypes, indices
         kinds = (
             Kind("x", Role.BATCHED, "input_grad"),
             Kind(*weight, "weight_grad"),
             Kind("y", Role.BATCHED, "forward"),
         )
-        members = Family(name, kinds, reference, dtypes, compute).members
+        members = Family(name, kinds, reference, dtypes, compute, parts, indices).members
         self.forward, self.input_grad = members["y"], members["x"]
         self.weight_grad = members[weight[0]]
 
@@ -46,12 +51,53 @@ class LinearMap:
         name: compiled handlers are `jaxsparse.<name>_{gather,scatter}.v1`.
         reference: `reference(spec, whole, *indices)`, the gather, in plain JAX.
         dtypes: for each platform with handlers, the dtypes that they take.
+        indices: the roles of the index arrays, as for `Family`.
     """
 
-    def __init__(self, name: str, reference: Callable, dtypes: dict[str, frozenset[str]]):
+    def __init__(
+        self,
+        name: str,
+        reference: Callable,
+        dtypes: dict[str, frozenset[str]],
+        indices: tuple[Role, ...] = PAIR,
+    ):
         kinds = (
             Kind("dense", Role.WHOLE, "scatter"),
             Kind("w", Role.STORED, "gather"),
         )
-        members = Family(name, kinds, reference, dtypes).members
+        members = Family(name, kinds, reference, dtypes, indices=indices).members
         self.gather, self.scatter = members["w"], members["dense"]
+
+
+def stored_dense(name: str, op: BilinearOp, copy: LinearMap, reference: Callable) -> BilinearOp:
+    """`op` with a weight that is stored whole, as it is while it trains.
+
+    Kernels see the stored parts, which `copy` takes out and puts back; the reference, which runs
+    where kernels do not pay, has nothing to unpack.
+
+    Args:
+        name: of the new op, which has no handlers of its own.
+        op, copy: of one format, with one spec.
+        reference: `reference(spec, x, dense, *indices)` in plain JAX, without group axes.
+    """
+    parts = {
+        "y": (copy.gather, op.forward),
+        "x": (copy.gather, op.input_grad),
+        "dense": (op.weight_grad, copy.scatter),
+    }
+
+    def compute(kind, spec, a, b, *indices, n_group):
+        def call(member, *operands):
+            return member(spec, *operands, *indices, n_group=n_group, implementation="ffi")
+
+        first, second = parts[kind]
+        if kind == "y":  # (x, dense)
+            return call(second, a, call(first, b))
+        if kind == "x":  # (dense, y)
+            return call(second, call(first, a), b)
+        return call(second, call(first, a, b))  # (x, y)
+
+    weight = ("dense", Role.WHOLE)
+    return BilinearOp(
+        name, reference, op.dtypes, op.indices, weight, compute=compute, parts=parts.__getitem__
+    )

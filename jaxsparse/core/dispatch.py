@@ -72,7 +72,7 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     if all(kind.role is not Role.BATCHED for kind in member.family.kinds):
         return Choice("ffi", "a copy")
     batch = _batch(member, spec, n_group, shapes)
-    return _by_density(member, spec, shapes[-1][-1], batch, dtype)
+    return _by_density(member, spec, member.num_stored(shapes), batch, dtype)
 
 
 def _by_density(member, spec, stored, batch, dtype) -> Choice:
@@ -104,6 +104,8 @@ def _why_no_handler(member, dtype, platforms) -> str | None:
             return f"{member.family.name} has no kernels for {platform}"
         if reason := kernel.why_absent(platform):
             return reason
+        if missing := kernel.missing(platform, member.handlers):
+            return f"there is no {platform} kernel {missing[0]}"
         dtypes = member.family.dtypes[platform]
         if dtype.name not in dtypes:
             return f"the {platform} kernels take {', '.join(sorted(dtypes))}, not {dtype.name}"
@@ -185,7 +187,7 @@ def _describe(eqn, platform) -> Call:
         name=str(eqn.source_info.name_stack),
         shapes=(*shapes[: len(member.operands)], eqn.outvars[0].aval.shape),
         dtype=dtype.name,
-        density=spec.density(shapes[-1][-1]),
+        density=spec.density(member.num_stored(shapes)),
         path=choice.path,
         reason=choice.reason,
     )

@@ -17,7 +17,9 @@ Axes, the same for every op, by the role that an array's kind plays:
     BATCHED   [*group, *batch, *inner]     activations and their gradients
     STORED    [*group, stored, *inner]     the stored part of a weight
     WHOLE     [*group, *inner]             a weight with all its entries
-    indices   [*group, stored]             int32, where each stored part sits
+    indices                                int32, with one axis after the group axes:
+              [*group, stored]             STORED, where each stored part sits
+              [*group, any]                WHOLE, what else there is to know of a pattern
 
 Group axes are where weights or patterns differ: 1 in an array that does not have them. `vmap` adds
 a batch axis where only activations are mapped, else a group axis. Nothing here ever reshapes: the
@@ -53,7 +55,9 @@ class Family:
         dtypes: for each platform with handlers, the dtypes that they take.
         compute: `compute(kind, spec, *operands, *indices, n_group)`, the member that returns `kind`
             by members of other families, for an op that has no handlers of its own.
-        num_indices: how many index arrays follow the operands.
+        parts: `parts(kind)`, the members of other families that `compute` calls for `kind`.
+        indices: the roles of the index arrays that follow the operands, STORED or WHOLE; the
+            first is STORED.
     """
 
     def __init__(
@@ -63,10 +67,11 @@ class Family:
         reference: Callable,
         dtypes: dict[str, frozenset[str]],
         compute: Callable | None = None,
-        num_indices: int = 2,
+        parts: Callable | None = None,
+        indices: tuple[Role, ...] = (Role.STORED, Role.STORED),
     ):
         self.name, self.kinds, self.reference = name, kinds, reference
-        self.dtypes, self.compute, self.num_indices = dtypes, compute, num_indices
+        self.dtypes, self.compute, self.parts, self.indices = dtypes, compute, parts, indices
         self.members = {kind.name: Member(self, kind) for kind in kinds}
         for member in self.members.values():
             _install(member)
@@ -92,6 +97,13 @@ class Member:
         return tuple(kind for kind in self.family.kinds if kind != self.result)
 
     @functools.cached_property
+    def handlers(self) -> tuple[str, ...]:
+        """The FFI targets that the member needs."""
+        if self.family.parts is None:
+            return (self.target,)
+        return tuple(part.target for part in self.family.parts(self.result.name))
+
+    @functools.cached_property
     def primitive(self) -> Primitive:
         return Primitive(f"jaxsparse_{self.name}")
 
@@ -103,6 +115,10 @@ class Member:
 
     # Shapes and types --------------------------------------------------------------------------
 
+    def num_stored(self, shapes) -> int:
+        """How many parts of the weight are stored, for the shapes of operands and indices."""
+        return shapes[len(self.operands)][-1]
+
     def result_shape(self, shapes, spec, n_group):
         """The shape of the result, for the shapes of operands and indices."""
         group = tuple(
@@ -111,7 +127,7 @@ class Member:
         )
         middle = ()
         if self.result.role is Role.STORED:
-            middle = shapes[-1][n_group:]
+            middle = (self.num_stored(shapes),)
         elif self.result.role is Role.BATCHED:
             middle = next(
                 shape[n_group : len(shape) - len(spec.inner(kind.name))]
@@ -161,13 +177,13 @@ class Member:
             names = " and ".join(sorted(dtype.name for dtype in dtypes))
             raise TypeError(f"{self.name}: operands must have one dtype, got {names}. Cast one.")
         stored = indices[0].shape[n_group:]
-        for index in indices:
+        for role, index in zip(self.family.indices, indices, strict=True):
             if index.dtype != jnp.int32 or index.ndim != n_group + 1:
                 raise TypeError(
                     f"{self.name}: indices must be int32 with one axis after {n_group} group axes, "
                     f"got {index.str_short()}. Make patterns with jaxsparse.patterns."
                 )
-            if index.shape[n_group:] != stored:
+            if role is Role.STORED and index.shape[n_group:] != stored:
                 raise ValueError(
                     f"{self.name}: all indices must be of one length, got shapes "
                     f"{[i.shape for i in indices]}. Make patterns with jaxsparse.patterns."
@@ -238,7 +254,7 @@ class Member:
 
     def batch(self, arrays, axes, *, spec, n_group, implementation):
         """Adds a batch axis where only activations are mapped, else a group axis."""
-        roles = [kind.role for kind in self.operands] + [Role.STORED] * self.family.num_indices
+        roles = [*(kind.role for kind in self.operands), *self.family.indices]
         mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
         call = functools.partial(self, spec, implementation=implementation)
         if mapped == {Role.BATCHED} == {self.result.role}:
@@ -289,7 +305,7 @@ class Member:
         """The result by the compiled handler, for data that is all on this device."""
         arrays = compat.vary_alike(*arrays)
         shape = self.result_shape([a.shape for a in arrays], spec, n_group)
-        return kernel.call(self.target, shape, arrays)
+        return kernel.call(self.target, shape, arrays, spec.attributes())
 
     def lower_to_handler(self, context, *arrays, spec, n_group):
         """The handler, behind `custom_partitioning` where the compiler may split the call."""

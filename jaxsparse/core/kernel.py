@@ -17,7 +17,12 @@ def why_absent(platform: str) -> str | None:
     return native.why_absent(platform)
 
 
-def call(target: str, shape: tuple[int, ...], arrays):
+def missing(platform: str, targets: tuple[str, ...]) -> list[str]:
+    """Those of the targets that no handler for `platform` is registered for."""
+    return [target for target in targets if target not in native.targets(platform)]
+
+
+def call(target: str, shape: tuple[int, ...], arrays, attributes):
     """Calls a handler on arrays that are wholly on this device."""
     kind = jax.typeof(arrays[0])
     mesh = kind.sharding.mesh
@@ -26,7 +31,7 @@ def call(target: str, shape: tuple[int, ...], arrays):
     else:  # inside shard_map the result must vary over the same manual axes
         whole = NamedSharding(mesh, PartitionSpec(*[None] * len(shape)))
         result = kind.update(shape=shape, weak_type=False, sharding=whole)
-    return jax.ffi.ffi_call(target, result)(*arrays)
+    return jax.ffi.ffi_call(target, result)(*arrays, **attributes)
 
 
 def disabled_export_checks() -> list[export.DisabledSafetyCheck]:

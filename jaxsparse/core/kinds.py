@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Role(enum.Enum):
@@ -27,6 +27,10 @@ class Spec(Protocol):
 
     def inner(self, kind: str) -> tuple[int, ...]:
         """The inner axes of an array of this kind."""
+        ...
+
+    def attributes(self) -> dict[str, Any]:
+        """The FFI attributes of the handlers: small and static, never sizes of buffers."""
         ...
 
     def density(self, stored: int) -> float:

@@ -35,21 +35,27 @@ def _mesh_axes(part) -> frozenset[str]:
 def _factors(member, shapes, result_shape, spec, n_group):
     """A name for every axis of the operands, indices and result; equal names are split alike."""
 
-    def name_axes(kind, shape):
-        label = kind.name if kind else "index"
-        inner = [f"{label}_inner{i}" for i in range(len(spec.inner(label)) if kind else 0)]
+    def name_axes(array, shape):
+        label, role, num_inner = array
+        inner = [f"{label}_inner{i}" for i in range(num_inner)]
         group = [
             f"group{i}" if shape[i] == result_shape[i] else f"one_{label}{i}"
             for i in range(n_group)
         ]
         num_middle = len(shape) - n_group - len(inner)
-        is_batched = kind is not None and kind.role is Role.BATCHED
-        middle = [f"batch{i}" if is_batched else STORED for i in range(num_middle)]
+        middle = [f"batch{i}" if role is Role.BATCHED else STORED for i in range(num_middle)]
         return group + middle + inner
 
-    kinds = [*member.operands, *[None] * member.family.num_indices]
-    named = [name_axes(kind, shape) for kind, shape in zip(kinds, shapes, strict=True)]
-    return named, name_axes(member.result, result_shape)
+    def of_kind(kind):
+        return kind.name, kind.role, len(spec.inner(kind.name))
+
+    def of_index(number, role):
+        return f"index{number}", role, 0 if role is Role.STORED else 1
+
+    indices = [of_index(number, role) for number, role in enumerate(member.family.indices)]
+    arrays = [*map(of_kind, member.operands), *indices]
+    named = [name_axes(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
+    return named, name_axes(of_kind(member.result), result_shape)
 
 
 def _can_split(name: str) -> bool:
@@ -59,7 +65,7 @@ def _can_split(name: str) -> bool:
 @functools.cache
 def partitioned(member):
     """The member's handler as one call that the compiler may split over devices."""
-    num_arrays = len(member.operands) + member.family.num_indices
+    num_arrays = len(member.operands) + len(member.family.indices)
 
     @functools.partial(custom_partitioning, static_argnums=(num_arrays, num_arrays + 1))
     def call(*arguments):

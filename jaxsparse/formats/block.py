@@ -179,6 +179,9 @@ class BlockSpec:
             "dense": self.weight_shape,
         }[kind]
 
+    def attributes(self) -> dict[str, Any]:
+        return {}
+
     def density(self, stored: int) -> float:
         grid_rows, grid_cols = Block(self.block_shape).grid(self.weight_shape)
         return stored / max(1, grid_rows * grid_cols)

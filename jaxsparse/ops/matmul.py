@@ -8,8 +8,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsparse.core import contract, partition
-from jaxsparse.core.bilinear import BilinearOp
-from jaxsparse.core.kinds import Role
+from jaxsparse.core.bilinear import BilinearOp, stored_dense
 from jaxsparse.formats.block import (
     BlockPattern,
     block_copy,
@@ -43,32 +42,12 @@ _DTYPES = {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})}
 block_matmul = BilinearOp("block_matmul", _reference, _DTYPES)
 
 
-# The same product with a weight that is stored whole, as it is while it trains. Kernels see its
-# blocks; where they do not pay, nothing has to be unpacked.
-
-
 def _stored_dense_reference(spec, x, dense, rows, cols):
     return _dot(spec, x, restricted_matrix(spec, dense, rows, cols))
 
 
-def _by_blocks(kind, spec, a, b, rows, cols, *, n_group):
-    call = {"n_group": n_group, "implementation": "ffi"}
-    if kind == "y":
-        values = block_copy.gather(spec, b, rows, cols, **call)
-        return block_matmul.forward(spec, a, values, rows, cols, **call)
-    if kind == "x":
-        values = block_copy.gather(spec, a, rows, cols, **call)
-        return block_matmul.input_grad(spec, values, b, rows, cols, **call)
-    values = block_matmul.weight_grad(spec, a, b, rows, cols, **call)
-    return block_copy.scatter(spec, values, rows, cols, **call)
-
-
-stored_dense_matmul = BilinearOp(
-    "stored_dense_matmul",
-    _stored_dense_reference,
-    _DTYPES,
-    weight=("dense", Role.WHOLE),
-    compute=_by_blocks,
+stored_dense_matmul = stored_dense(
+    "stored_dense_matmul", block_matmul, block_copy, _stored_dense_reference
 )
 
 
