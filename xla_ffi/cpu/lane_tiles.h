@@ -1,0 +1,78 @@
+// What an instruction set offers to the kernels of sparse convolution: register tiles over lanes,
+// and packing. See conv_plan.h for the words. Sums and packed numbers are float32, float64 for
+// float64.
+#pragma once
+#include <cstdint>
+
+#include "core/block_matmul.h"
+
+namespace jaxsparse::cpu {
+
+struct Segment;
+
+// sums[row] (+)= for every entry of the segments: value * packed[source + offset].
+struct LaneTile {
+  const char* source;  // packed channels, at the register tile
+  int64_t row_bytes;   // between rows of the register tile
+  const void* values;  // [entries][values]
+  const int32_t* offsets;
+  const Segment* segments;
+  int64_t num_segments;
+  void* sums;  // [row][place][lane]
+};
+
+// weights[entry][value] += sum over places and lanes of sums[row] * packed[source + offset].
+struct LaneDot {
+  const char* source;
+  int64_t row_bytes;
+  const void* sums;  // the packed result, [row][place][lane]
+  const int32_t* offsets;
+  const Segment* segments;
+  int64_t num_segments;
+  void* weights;  // [entries][values], in the sums' type
+};
+
+// A register tile: rows x cols places of each lane, for `values` results that share their entries.
+struct LaneShape {
+  int values, rows, cols;
+  void (*run)(const LaneTile&);
+  void (*dot)(const LaneDot&);  // null where the weight gradient does not use it
+};
+
+// `lanes` rows of stored numbers, transposed: packed[channel * stride][lane] for each channel.
+struct LanePack {
+  const void* const* rows;  // [lanes]; null for a row of zeros
+  int64_t channels;
+  void* packed;
+  int64_t stride;  // numbers between channels, a multiple of the lanes
+};
+
+// The opposite, rounded. A row that is null is not written.
+struct LaneUnpack {
+  const void* packed;
+  int64_t stride;
+  int64_t channels;
+  void* const* rows;
+};
+
+// packed[k][v] = stored[indices[k] + v * value_stride], or stored[k * values + v] without indices.
+struct ValuePack {
+  const void* stored;
+  const int32_t* indices;
+  int64_t count, values, value_stride;
+  void* packed;
+};
+
+// The functions for one dtype.
+struct LaneTiles {
+  int64_t item_bytes, sum_bytes;
+  int64_t lanes;
+  bool sums_are_stored;  // the stored type is the sum's type
+  const LaneShape* shapes;
+  int64_t num_shapes;
+  void (*pack)(const LanePack&);
+  void (*unpack)(const LaneUnpack&);
+  void (*pack_values)(const ValuePack&);
+};
+
+}  // namespace jaxsparse::cpu
