@@ -1,11 +1,16 @@
-"""Named block-sparse layers, one table for tests, benchmarks and tuning.
+"""Named sparse layers, one table for tests, benchmarks and tuning.
 
-A problem is a dense layer, `y[*batch, out] = x[*batch, in] * w[in, out]`, with a block shape and a
+A Problem is a dense layer, `y[*batch, out] = x[*batch, in] * w[in, out]`, with a block shape and a
 sparsity. LAYERS are of published networks and take milliseconds; SMALL ones sit just below, at and
 above the sizes of blocks and register tiles, where kernels go wrong.
+
+A ConvProblem is a convolution or a transposed one. CONV_LAYERS are the layers of whole published
+networks.
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,161 @@ def by_name(name: str) -> Problem:
         ValueError: there is none; the error lists the names.
     """
     table = {problem.name: problem for problem in (*LAYERS, *SMALL)}
+    if name not in table:
+        raise ValueError(f"problems: expected one of {', '.join(table)}, got {name!r}.")
+    return table[name]
+
+
+# Convolutions -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvProblem:
+    """A convolution with a sparse weight, channels last, or a transposed one.
+
+    Attributes:
+        name: unique in its table.
+        space: the sizes of the space axes of `x`; none for a product of matrices.
+        kernel: the sizes of the kernel, one per space axis.
+        features: of `x` and `y`, (in, out).
+        strides, kernel_dilation: one per space axis; (1, ...) if empty.
+        padding: "SAME", "VALID", or a (low, high) pair per space axis, as lax has it.
+        feature_group_count: equal to `in` for a depthwise convolution.
+        transposed: whether it is a transposed convolution.
+        batch: the sizes of the batch axes of `x`.
+        sparsity: the share of weights that are not stored.
+        count: how often the network has this layer.
+        source: whose layer it is, or what it is there to try.
+    """
+
+    name: str
+    space: tuple[int, ...]
+    kernel: tuple[int, ...]
+    features: tuple[int, int]
+    strides: tuple[int, ...] = ()
+    padding: str | tuple[tuple[int, int], ...] = "SAME"
+    kernel_dilation: tuple[int, ...] = ()
+    feature_group_count: int = 1
+    transposed: bool = False
+    batch: tuple[int, ...] = (8,)
+    sparsity: float = 0.9
+    count: int = 1
+    source: str = ""
+
+    def __post_init__(self):
+        for name in ("strides", "kernel_dilation"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (1,) * len(self.kernel))
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Of the input, `[*batch, *space, in]`."""
+        return (*self.batch, *self.space, self.features[0])
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the weight in Flax's order, `[*kernel, in // groups, out]`."""
+        size_in, size_out = self.features
+        return (*self.kernel, size_in // self.feature_group_count, size_out)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _square(network, layer, size, kernel, features, stride=1, count=1, **options) -> ConvProblem:
+    """A layer on square images."""
+    return ConvProblem(
+        name=f"{network.lower().replace('-', '')}_{layer}",
+        space=(size, size),
+        kernel=(kernel, kernel),
+        features=features,
+        strides=(stride, stride),
+        count=count,
+        source=network,
+        **options,
+    )
+
+
+def _resnet50() -> Iterator[ConvProblem]:
+    """He et al. 2015; strides are in the 3x3 layers, as in most implementations since."""
+    layer = functools.partial(_square, "ResNet-50")
+    yield layer("stem", 224, 7, (3, 64), 2, padding=((3, 3), (3, 3)))
+    size, size_in = 56, 64
+    for stage, num_blocks in ((2, 3), (3, 4), (4, 6), (5, 3)):
+        inner = 32 * 2 ** (stage - 1)
+        stride, outer = 1 if stage == 2 else 2, 4 * inner
+        small = size // stride
+        yield layer(f"{stage}_first", size, 1, (size_in, inner))
+        yield layer(f"{stage}_project", size, 1, (size_in, outer), stride)
+        if stride > 1:
+            yield layer(f"{stage}_down", size, 3, (inner, inner), stride, padding=((1, 1), (1, 1)))
+        yield layer(f"{stage}_reduce", small, 1, (outer, inner), count=num_blocks - 1)
+        yield layer(f"{stage}_3x3", small, 3, (inner, inner), count=num_blocks - (stride > 1))
+        yield layer(f"{stage}_expand", small, 1, (inner, outer), count=num_blocks)
+        size, size_in = small, outer
+
+
+def _mobilenet_v1() -> Iterator[ConvProblem]:
+    """Howard et al. 2017, width 1. Depthwise layers have few weights; they are rarely pruned."""
+    layer = functools.partial(_square, "MobileNet-V1")
+    yield layer("stem", 224, 3, (3, 32), 2)
+    size, size_in = 112, 32
+    blocks = ((64, 1, 1), (128, 2, 1), (128, 1, 1), (256, 2, 1), (256, 1, 1), (512, 2, 1))
+    for size_out, stride, count in (*blocks, (512, 1, 5), (1024, 2, 1), (1024, 1, 1)):
+        groups, small = size_in, size // stride
+        name = f"{small}_{size_in}_{size_out}"
+        features = (size_in, size_in)
+        yield layer(
+            f"depthwise_{name}", size, 3, features, stride, count, feature_group_count=groups
+        )
+        yield layer(f"pointwise_{name}", small, 1, (size_in, size_out), count=count)
+        size, size_in = small, size_out
+
+
+def _vgg16() -> Iterator[ConvProblem]:
+    """Simonyan and Zisserman 2014, configuration D."""
+    size, size_in = 224, 3
+    for stage, (size_out, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1):
+        if size_in != size_out:
+            yield _square("VGG-16", f"{stage}_first", size, 3, (size_in, size_out))
+            depth -= 1
+        yield _square("VGG-16", f"{stage}_3x3", size, 3, (size_out, size_out), count=depth)
+        size, size_in = size // 2, size_out
+
+
+def _dcgan() -> Iterator[ConvProblem]:
+    """Radford et al. 2015, the generator, with the 4x4 kernels of most implementations."""
+    for size, features in ((4, (1024, 512)), (8, (512, 256)), (16, (256, 128)), (32, (128, 3))):
+        yield _square("DCGAN", f"{size}_to_{2 * size}", size, 4, features, 2, transposed=True)
+
+
+def _unet() -> Iterator[ConvProblem]:
+    """Ronneberger et al. 2015: a step down the contracting side, then up the expanding one."""
+    layer = functools.partial(_square, "U-Net", padding="VALID", batch=(1,))
+    size, size_in = 572, 1
+    for size_out in (64, 128, 256, 512, 1024):
+        yield layer(f"down_{size}", size, 3, (size_in, size_out))
+        yield layer(f"down_{size - 2}", size - 2, 3, (size_out, size_out))
+        size, size_in = (size - 4) // 2, size_out
+    size = 28
+    for size_out in (512, 256, 128, 64):
+        yield layer(f"up_{size}", size, 2, (2 * size_out, size_out), 2, transposed=True)
+        yield layer(f"merge_{2 * size}", 2 * size, 3, (2 * size_out, size_out))
+        yield layer(f"merge_{2 * size - 2}", 2 * size - 2, 3, (size_out, size_out))
+        size = 2 * size - 4
+    yield layer(f"head_{size}", size, 1, (64, 2))
+
+
+CONV_LAYERS = (*_resnet50(), *_mobilenet_v1(), *_vgg16(), *_dcgan(), *_unet())
+
+
+def conv_by_name(name: str) -> ConvProblem:
+    """The convolution of this name.
+
+    Raises:
+        ValueError: there is none; the error lists the names.
+    """
+    table = {problem.name: problem for problem in CONV_LAYERS}
     if name not in table:
         raise ValueError(f"problems: expected one of {', '.join(table)}, got {name!r}.")
     return table[name]

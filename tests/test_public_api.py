@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+import math
 import pkgutil
 
+import jax
 import pytest
 from machine import run_python
 
@@ -151,3 +153,48 @@ def test_problems_are_possible(problem):
     assert min(*problem.shape, *problem.block) > 0
     assert 0 <= problem.sparsity <= 1
     assert problem.source
+
+
+def test_conv_problems_have_unique_names_and_are_found_by_them():
+    assert len({problem.name for problem in problems.CONV_LAYERS}) == len(problems.CONV_LAYERS)
+    for problem in problems.CONV_LAYERS:
+        assert problems.conv_by_name(problem.name) is problem
+        assert str(problem) == problem.name
+    with pytest.raises(ValueError, match="resnet50_stem.*got 'nothing'"):
+        problems.conv_by_name("nothing")
+
+
+@pytest.mark.parametrize(
+    ("network", "layers", "weights"),
+    [  # as published, less biases, normalization and dense layers
+        ("ResNet-50", 53, 23_454_912),
+        ("MobileNet-V1", 27, 3_185_088),
+        ("VGG-16", 13, 14_710_464),
+        ("DCGAN", 4, 11_016_192),
+        ("U-Net", 23, 31_023_808),
+    ],
+)
+def test_conv_problems_are_all_layers_of_the_published_networks(network, layers, weights):
+    table = [problem for problem in problems.CONV_LAYERS if problem.source == network]
+    assert sum(problem.count for problem in table) == layers
+    assert sum(problem.count * math.prod(problem.weight_shape) for problem in table) == weights
+
+
+@pytest.mark.parametrize("problem", problems.CONV_LAYERS, ids=str)
+def test_conv_problems_are_possible(problem):
+    convolve = jax.lax.conv_transpose if problem.transposed else jax.lax.conv_general_dilated
+    groups = {} if problem.transposed else {"feature_group_count": problem.feature_group_count}
+    y = jax.eval_shape(
+        lambda x, w: convolve(
+            x,
+            w,
+            problem.strides,
+            problem.padding,
+            rhs_dilation=problem.kernel_dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **groups,
+        ),
+        *map(jax.ShapeDtypeStruct, (problem.x_shape, problem.weight_shape), ["float32"] * 2),
+    )
+    assert y.shape[-1] == problem.features[1]
+    assert min(y.shape) > 0
