@@ -26,6 +26,7 @@ std::vector<Target> AllTargets();
 // One list per file of handlers.
 std::vector<Target> BlockMatmulTargets();
 std::vector<Target> BlockCopyTargets();
+std::vector<Target> ColumnCopyTargets();
 
 }  // namespace cpu
 }  // namespace jaxsparse
