@@ -1,5 +1,6 @@
 """What this machine has, what a test needs of it, and fresh Python processes."""
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -42,6 +43,13 @@ def run_python(code: str, *, timeout: float = 300, devices: int = 1, **environ: 
 
     The process has the dtype rules of the tests; its last words are in the failure if it fails.
     """
+    return run_together([code], timeout=timeout, devices=devices, **environ)[0]
+
+
+def run_together(
+    programs: list[str], *, timeout: float = 300, devices: int = 1, **environ: str
+) -> list[str]:
+    """What each of several programs prints, that run at once in processes as of `run_python`."""
     package = pathlib.Path(jaxsparse.__file__).parents[1]
     paths = [str(package), str(pathlib.Path(__file__).parent)]
     kept = {
@@ -51,22 +59,28 @@ def run_python(code: str, *, timeout: float = 300, devices: int = 1, **environ: 
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-W",
-            "ignore:jaxsparse has no:RuntimeWarning",
-            "-P",  # what is installed, not what lies in the working directory
-            "-c",
-            textwrap.dedent(code),
-        ],
-        env={**os.environ, **kept, **environ},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout
+    # -P: what is installed, not what lies in the working directory.
+    python = [sys.executable, "-W", "ignore:jaxsparse has no:RuntimeWarning", "-P", "-c"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, **kept, **environ}
+    running = []
+    try:
+        for code in programs:
+            code = textwrap.dedent(code)
+            running.append(subprocess.Popen([*python, code], env=environment, **pipes))
+        # Each pipe has its reader, or a process would wait for it.
+        with concurrent.futures.ThreadPoolExecutor(len(running)) as readers:
+            said = list(readers.map(lambda process: process.communicate(timeout=timeout), running))
+    finally:
+        for process in running:
+            process.kill()
+    wrong = [
+        f"exit status {process.returncode}\n{out}{err}"
+        for process, (out, err) in zip(running, said, strict=True)
+        if process.returncode
+    ]
+    assert not wrong, "\n".join(wrong)
+    return [out for out, _ in said]
 
 
 # What a function does, read from its jaxpr or its compiled program --------------------------------
