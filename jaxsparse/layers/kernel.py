@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxsparse.formats.block import BlockPattern, matrix_view
 from jaxsparse.formats.weight import SparseWeight, check_values
+from jaxsparse.layers.placement import gathered, placed_like, sharding_of_product
 from jaxsparse.ops.dot_general import dot_general
 
 
@@ -42,15 +43,13 @@ def pattern_of(stored: BlockPattern | PackedPattern) -> BlockPattern:
 def mask(kernel, pattern: BlockPattern):
     """The dense kernel with exact zeros where the pattern stores nothing."""
     matrices = _matrices("mask", kernel, pattern)
-    restrict = _stacked(lambda w, p: p.restrict(w), pattern)
-    return restrict(matrices, pattern).reshape(jnp.shape(kernel))
+    masked = _each(lambda w, p: p.restrict(w), matrices, pattern)
+    return placed_like(masked.reshape(jnp.shape(kernel)), kernel)
 
 
 def pack(kernel, pattern: BlockPattern):
     """`(values, PackedPattern)` of a dense kernel; what is off the pattern is dropped."""
-    values = _stacked(lambda w, p: p.gather(w), pattern)(
-        _matrices("pack", kernel, pattern), pattern
-    )
+    values = _each(lambda w, p: p.gather(w), _matrices("pack", kernel, pattern), pattern)
     return values, PackedPattern(pattern, jnp.shape(kernel)[pattern.rows.ndim - 1 :])
 
 
@@ -58,7 +57,7 @@ def unpack(values, packed: PackedPattern):
     """`(kernel, pattern)`, the inverse of `pack`: the same bits, and zeros off the pattern."""
     pattern = packed.pattern
     check_values("unpack", values, pattern)
-    kernel = _stacked(lambda v, p: p.scatter(v), pattern)(values, pattern)
+    kernel = _each(lambda v, p: p.scatter(v), values, pattern)
     return kernel.reshape(*pattern.rows.shape[:-1], *packed.kernel_shape), pattern
 
 
@@ -91,8 +90,8 @@ def change_pattern(layer: str, kernel, stored, new: BlockPattern):
     new = dataclasses.replace(new, rows=jnp.asarray(new.rows), cols=jnp.asarray(new.cols))
     if not isinstance(stored, PackedPattern):
         return mask(kernel, new), new
-    move = lambda values, both: SparseWeight(values, both[0]).with_pattern(both[1]).values
-    return _stacked(move, old)(kernel, (old, new)), dataclasses.replace(stored, pattern=new)
+    move = lambda values, old, new: SparseWeight(values, old).with_pattern(new).values
+    return _each(move, kernel, old, new), dataclasses.replace(stored, pattern=new)
 
 
 def linear(
@@ -119,6 +118,7 @@ def linear(
         for given in (axes, batch_axes)
     )
     num_batch, num_in = len(batch_axes), len(axes)
+    stored = placed_like(stored, kernel, num_batch)
     dimension_numbers = (
         (axes, tuple(range(num_batch, num_batch + num_in))),
         (batch_axes, tuple(range(num_batch))),
@@ -128,7 +128,7 @@ def linear(
         y = (hook or lax.dot_general)(inputs, whole, dimension_numbers, **arguments)
     elif isinstance(stored, PackedPattern):
         y = _packed_product(
-            inputs,
+            gathered(inputs, axes),
             kernel,
             stored,
             dimension_numbers,
@@ -137,9 +137,11 @@ def linear(
             **arguments,
         )
     else:
+        if arguments.get("out_sharding") is None:
+            arguments["out_sharding"] = sharding_of_product(inputs, kernel, dimension_numbers)
         y = dot_general(
-            inputs,
-            kernel,
+            gathered(inputs, axes),
+            gathered(kernel, range(num_batch, kernel.ndim)),
             dimension_numbers,
             pattern=stored,
             implementation=implementation,
@@ -187,11 +189,13 @@ def _matrices(function: str, kernel, pattern: BlockPattern):
             f"{function}: a kernel must have the leading axes of its pattern's indices, {stacked}, "
             f"before those of shape {pattern.shape}, got {shape}. Stack layers along axis 0."
         )
+    kernel = gathered(jnp.asarray(kernel), range(num_stacked, len(shape)))
     return jnp.reshape(kernel, (*stacked, *pattern.shape))
 
 
-def _stacked(function, pattern: BlockPattern):
-    """`function`, of arrays and patterns, over the leading axes of the pattern's indices."""
-    for _ in range(pattern.rows.ndim - 1):
+def _each(function, kernel, *patterns: BlockPattern):
+    """`function(kernel, *patterns)` for each place on the leading axes of the patterns' indices."""
+    num_stacked = patterns[0].rows.ndim - 1
+    for _ in range(num_stacked):
         function = jax.vmap(function)
-    return function
+    return function(kernel, *placed_like(patterns, kernel, num_stacked))

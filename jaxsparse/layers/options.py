@@ -11,6 +11,7 @@ import numpy as np
 from jaxsparse.core import dispatch
 from jaxsparse.formats.block import Block, BlockPattern, matrix_view
 from jaxsparse.formats.parse import as_format
+from jaxsparse.layers.placement import gathered
 from jaxsparse.ops.options import GRADS
 from jaxsparse.patterns import full
 from jaxsparse.patterns.dense import fromdense
@@ -108,7 +109,8 @@ def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in
         make = lambda w: fromdense(w, options.format, sparsity=options.sparsity).pattern
         for _ in batch:
             make = jax.vmap(make)
-        return make(jnp.reshape(kernel, (*batch, *matrix)))
+        whole = gathered(kernel, range(num_batch, kernel.ndim))
+        return make(jnp.reshape(whole, (*batch, *matrix)))
     pattern = options.pattern or full(options.format, matrix)
     if matrix_view(pattern.shape) != matrix:
         raise ValueError(
