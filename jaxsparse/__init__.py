@@ -10,11 +10,19 @@ from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.formats import serialization as _serialization  # noqa: F401  for jax.export
 from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
-from jaxsparse.formats.weight import SparseWeight, merge, split
+from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.ops.dot_general import dot_general
 from jaxsparse.ops.matmul import matmul, sddmm
-from jaxsparse.patterns.dense import block_norms, convert, fromdense, fromsparse, norm_kept
+from jaxsparse.patterns.dense import (
+    block_norms,
+    convert,
+    fromdense,
+    fromsparse,
+    norm_kept,
+    with_residual,
+)
 
 __version__ = "0.1.0"
 
@@ -22,8 +30,12 @@ __all__ = [
     "Block",
     "BlockPattern",
     "Call",
+    "ColumnPattern",
+    "Grouped",
     "SparseWeight",
     "SplitWeight",
+    "Unstructured",
+    "WeightSum",
     "block_norms",
     "convert",
     "disabled_export_checks",
@@ -38,4 +50,5 @@ __all__ = [
     "sddmm",
     "split",
     "split_features",
+    "with_residual",
 ]

@@ -53,7 +53,7 @@ def test_every_public_name_is_documented(module, name):
     if inspect.isclass(thing):
         for member, value in vars(thing).items():
             is_method = inspect.isfunction(value) and not member.startswith("_")
-            assert not is_method or value.__doc__, f"{name}.{member} has no docstring"
+            assert not is_method or inspect.getdoc(value), f"{name}.{member} has no docstring"
 
 
 @every_name

@@ -61,6 +61,7 @@ class LinearMap:
         dtypes: dict[str, frozenset[str]],
         indices: tuple[Role, ...] = PAIR,
     ):
+        self.indices = indices
         kinds = (
             Kind("dense", Role.WHOLE, "scatter"),
             Kind("w", Role.STORED, "gather"),
@@ -77,7 +78,7 @@ def stored_dense(name: str, op: BilinearOp, copy: LinearMap, reference: Callable
 
     Args:
         name: of the new op, which has no handlers of its own.
-        op, copy: of one format, with one spec.
+        op, copy: of one format. What `op` calls its spec has the spec of `copy` as `spec.weight`.
         reference: `reference(spec, x, dense, *indices)` in plain JAX, without group axes.
     """
     parts = {
@@ -88,7 +89,9 @@ def stored_dense(name: str, op: BilinearOp, copy: LinearMap, reference: Callable
 
     def compute(kind, spec, a, b, *indices, n_group):
         def call(member, *operands):
-            return member(spec, *operands, *indices, n_group=n_group, implementation="ffi")
+            is_copy = member in (copy.gather, copy.scatter)
+            its_spec = spec.weight if is_copy else spec
+            return member(its_spec, *operands, *indices, n_group=n_group, implementation="ffi")
 
         first, second = parts[kind]
         if kind == "y":  # (x, dense)

@@ -1,22 +1,28 @@
 """Block patterns: equal blocks over a weight's matrix view, of which only some are stored."""
 
 import dataclasses
-import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxsparse.core.bilinear import LinearMap
-
-INT32_MAX = np.iinfo(np.int32).max
+from jaxsparse.formats.pattern import (
+    COPIED,
+    INT32_MAX,
+    OVERFLOW,
+    Format,
+    Pattern,
+    WeightSpec,
+    array_module,
+    matrix_view,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class Block(Format):
     """The block format: `Block((block_in, block_out))`, also written "32x32".
 
     Blocks count along the rows (inputs) and columns (outputs) of a weight's matrix view. Any sizes
@@ -25,6 +31,8 @@ class Block:
     """
 
     shape: tuple[int, int]
+
+    noun: ClassVar[str] = "blocks"
 
     def __post_init__(self):
         given: Any = self.shape
@@ -48,20 +56,49 @@ class Block:
     def __str__(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}"
 
+    @property
+    def extent(self) -> tuple[int, int]:
+        return self.shape
+
     def grid(self, weight_shape: tuple[int, ...]) -> tuple[int, int]:
-        """How many blocks lie along the rows and the columns of a weight of this shape."""
         size_in, size_out = matrix_view(weight_shape)
         return -(-size_in // self.shape[0]), -(-size_out // self.shape[1])
 
+    def listed(self, grid_array, weight_shape):
+        return grid_array.T.ravel()
 
-def matrix_view(weight_shape: tuple[int, ...]) -> tuple[int, int]:
-    """`(prod(kernel) * in, out)`: the shape as which patterns see a weight `[*kernel, in, out]`."""
-    return math.prod(weight_shape[:-1]), weight_shape[-1]
+    def parts(self, rows, cols, weight_shape, order=None):
+        block_in, block_out = self.shape
+        place = cols // block_out * self.grid(weight_shape)[0] + rows // block_in
+        return place, (rows % block_in, cols % block_out)
+
+    def reduce(self, array, how, order=None):
+        xp = array_module(array)
+        size_in, size_out = matrix_view(array.shape)
+        grid = self.grid(array.shape)
+        (block_in, block_out) = self.shape
+        edges = ((0, grid[0] * block_in - size_in), (0, grid[1] * block_out - size_out))
+        tiles = xp.pad(array.reshape(size_in, size_out), edges)
+        tiles = tiles.reshape(grid[0], block_in, grid[1], block_out)
+        return getattr(tiles, how)(axis=(1, 3))
+
+    def spread(self, grid_array, weight_shape, order=None) -> Any:
+        xp = array_module(grid_array)
+        (block_in, block_out), (size_in, size_out) = self.shape, matrix_view(weight_shape)
+        whole = xp.repeat(xp.repeat(grid_array, block_in, axis=-2), block_out, axis=-1)
+        return whole[..., :size_in, :size_out]
+
+    def pattern(self, places, weight_shape, order=None) -> "BlockPattern":
+        xp, grid = array_module(places), self.grid(weight_shape)
+        height, is_used = max(1, grid[0]), places < math.prod(grid)
+        rows = xp.where(is_used, places % height, grid[0]).astype(np.int32)
+        cols = xp.where(is_used, places // height, grid[1]).astype(np.int32)
+        return BlockPattern(jnp.asarray(rows), jnp.asarray(cols), tuple(weight_shape), self)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class BlockPattern:
+class BlockPattern(Pattern):
     """Which blocks of a weight are stored: block `k` sits at grid position `(rows[k], cols[k])`.
 
     Make patterns with `jaxsparse.patterns`, which checks and sorts; this class does not, because
@@ -86,105 +123,46 @@ class BlockPattern:
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     format: Block = dataclasses.field(metadata={"static": True})
 
-    # Sizes, all static -------------------------------------------------------------------------
-
-    @property
-    def capacity(self) -> int:
-        """How many blocks there is room for."""
-        return self.rows.shape[-1]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """How many blocks would tile the weight, along its rows and columns."""
-        return self.format.grid(self.shape)
-
-    @property
-    def density(self) -> float:
-        """Stored over all blocks, unused places counted as stored. Static."""
-        return self.spec().density(self.capacity)
-
-    @property
-    def values_shape(self) -> tuple[int, ...]:
-        """The shape of the values that this pattern places."""
-        return (*self.rows.shape, *self.format.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the indices."""
-        return self.rows.nbytes + self.cols.nbytes
-
-    def spec(self, precision=None) -> "BlockSpec":
-        """What ops need to know of this pattern that no array says."""
-        return BlockSpec(matrix_view(self.shape), self.format.shape, precision)
-
     @property
     def indices(self) -> tuple[Any, Any]:
-        """The index operands of the ops."""
         return self.rows, self.cols
 
-    # To and from dense arrays ------------------------------------------------------------------
+    def with_indices(self, *indices, shape=None) -> "BlockPattern":
+        rows, cols = indices
+        return BlockPattern(rows, cols, self.shape if shape is None else shape, self.format)
 
-    def gather(self, dense: jax.Array) -> jax.Array:
-        """The values of the stored blocks of `dense`, `[capacity, block_in, block_out]`."""
-        check_same_shape("gather", dense, self.shape)
-        matrix = jnp.reshape(dense, matrix_view(self.shape))
-        return block_copy.gather(self.spec(), matrix, *self.indices)
+    def lost_where(self, is_lost) -> "BlockPattern":
+        return self.with_indices(*(jnp.where(is_lost, OVERFLOW, index) for index in self.indices))
 
-    def scatter(self, values: jax.Array) -> jax.Array:
-        """The dense array with these values in the stored blocks and zero elsewhere."""
-        matrix = block_copy.scatter(self.spec(), values, *self.indices)
-        return jnp.reshape(matrix, self.shape)
-
-    def restrict(self, dense: jax.Array) -> jax.Array:
-        """`dense` with exact zeros where nothing is stored, NaN there or not."""
-        check_same_shape("restrict", dense, self.shape)
-        matrix = jnp.reshape(dense, matrix_view(self.shape))
-        return jnp.reshape(restricted_matrix(self.spec(), matrix, *self.indices), self.shape)
-
-    def grid_mask(self) -> jax.Array:
-        """`bool[*group, grid_rows, grid_cols]`: which blocks are stored."""
-        function = functools.partial(_grid_mask, self.grid)
-        for _ in range(self.rows.ndim - 1):
-            function = jax.vmap(function)
-        return function(self.rows, self.cols)
-
-    def mask(self) -> jax.Array:
-        """Bool, `[*group, *shape]`: where weights may be non-zero."""
-        whole = _spread(self.spec(), self.grid_mask())
-        return whole.reshape(*self.rows.shape[:-1], *self.shape)
-
-    def is_valid(self) -> jax.Array:
-        """Bool scalar: whether the indices are as they must be; if not, kernels refuse them."""
-        return _is_valid(self.grid, *self.indices)
-
-    def __repr__(self) -> str:
-        capacity = (getattr(self.rows, "shape", None) or ("?",))[-1]
-        total = math.prod(self.grid)
-        return f"BlockPattern({self.format} blocks, {capacity} of {total}, shape={self.shape})"
+    def spec(self) -> "BlockSpec":
+        return BlockSpec(matrix_view(self.shape), self.format.shape)
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """What is fixed about an op with a block pattern before any array is seen."""
+class BlockSpec(WeightSpec):
+    """What is fixed about a weight in blocks."""
 
     weight_shape: tuple[int, int]  # (in, out), of the matrix view
     block_shape: tuple[int, int]  # (block_in, block_out)
-    precision: Any = None  # for the reference on platforms where it matters
 
-    def inner(self, kind: str) -> tuple[int, ...]:
-        return {
-            "x": self.weight_shape[:1],
-            "w": self.block_shape,
-            "y": self.weight_shape[1:],
-            "dense": self.weight_shape,
-        }[kind]
+    @property
+    def name(self) -> str:
+        return "block"
+
+    @property
+    def format(self) -> Block:
+        return Block(self.block_shape)
+
+    @property
+    def copies(self) -> LinearMap:
+        return block_copy
+
+    @property
+    def part_shape(self) -> tuple[int, int]:
+        return self.block_shape
 
     def attributes(self) -> dict[str, Any]:
         return {}
-
-    def density(self, stored: int) -> float:
-        grid_rows, grid_cols = Block(self.block_shape).grid(self.weight_shape)
-        return stored / max(1, grid_rows * grid_cols)
 
     def unmeasured_break_even(self) -> float:
         # Small blocks leave most of a vector empty: on AVX-512, 4 x 4 at 5 % was near the point.
@@ -197,114 +175,36 @@ class BlockSpec:
         block_class = next((f"block>={n}" for n in (32, 16, 8) if smallest >= n), "block<8")
         return f"{batch_class},{block_class}"
 
+    def is_valid(self, *indices) -> jax.Array:
+        (rows, cols), grid = indices, self.grid
+        is_used = cols < grid[1]
+        in_range = (rows >= 0) & (cols >= 0) & jnp.where(is_used, rows < grid[0], cols == grid[1])
+        before, after = cols[..., :-1], cols[..., 1:]
+        is_next = (after > before) | ((after == before) & (rows[..., 1:] > rows[..., :-1]))
+        return jnp.all(in_range) & jnp.all(is_next | ~is_used[..., 1:])
 
-def check_same_shape(function: str, array, shape: tuple[int, ...]) -> None:
-    """Raises unless `array` has the weight's shape."""
-    if tuple(array.shape) != tuple(shape):
-        raise ValueError(
-            f"{function}: the pattern is for a weight of shape {shape}, got {tuple(array.shape)}. "
-            "Make a pattern for this shape."
-        )
+    def positions(self, *indices) -> tuple[jax.Array, jax.Array]:
+        rows, cols = indices
+        return rows, cols
 
+    def mask(self, *indices) -> jax.Array:
+        return self.format.spread(self.grid_mask(*indices), self.weight_shape)
 
-def check_single(function: str, pattern: BlockPattern) -> None:
-    """Raises where patterns are stacked, which only `vmap` and `scan` take apart."""
-    if len(pattern.rows.shape) != 1:
-        raise ValueError(
-            f"{function}: one pattern is needed, with indices [capacity], got stacked ones "
-            f"of shape {pattern.rows.shape}. Map over them with jax.vmap."
-        )
+    def gather(self, matrix, *indices) -> jax.Array:
+        (block_in, block_out), grid = self.block_shape, self.grid
+        size_in, size_out = self.weight_shape
+        edges = ((0, grid[0] * block_in - size_in), (0, grid[1] * block_out - size_out))
+        tiles = jnp.pad(matrix, edges)
+        tiles = tiles.reshape(grid[0], block_in, grid[1], block_out).swapaxes(1, 2)
+        return tiles.at[indices].get(mode="fill", fill_value=0, unique_indices=True)
 
-
-def check_usable(function: str, pattern: BlockPattern) -> None:
-    """Raises unless this is a single pattern, known here, that kernels would take."""
-    if any(isinstance(index, Tracer) for index in pattern.indices):
-        raise ValueError(f"{function}: the pattern is traced. Call it outside jit.")
-    check_single(function, pattern)
-    if not pattern.is_valid():
-        raise ValueError(
-            f"{function}: the pattern is not usable: its blocks are out of order or range, or it "
-            "was made inside jit with too small a capacity. Make it with jaxsparse.patterns."
-        )
-
-
-def _tiles(spec: BlockSpec, matrix: jax.Array) -> jax.Array:
-    """`[grid_rows, grid_cols, block_in, block_out]`, with zeros over the edge."""
-    grid = Block(spec.block_shape).grid(spec.weight_shape)
-    (block_in, block_out), (size_in, size_out) = spec.block_shape, spec.weight_shape
-    edges = ((0, grid[0] * block_in - size_in), (0, grid[1] * block_out - size_out))
-    padded = jnp.pad(matrix, edges)
-    return padded.reshape(grid[0], block_in, grid[1], block_out).swapaxes(1, 2)
+    def scatter(self, values, *indices) -> jax.Array:
+        (block_in, block_out), grid = self.block_shape, self.grid
+        size_in, size_out = self.weight_shape
+        tiles = jnp.zeros((*grid, block_in, block_out), values.dtype)
+        tiles = tiles.at[indices].set(values, mode="drop", unique_indices=True)
+        whole = tiles.swapaxes(1, 2).reshape(grid[0] * block_in, grid[1] * block_out)
+        return whole[:size_in, :size_out]
 
 
-def _gather_reference(spec: BlockSpec, matrix, rows, cols):
-    # Twice: for the scatter, which is the transpose of this, and for the values.
-    tiles = _tiles(spec, _nan_if_invalid(spec, matrix, rows, cols))
-    values = tiles.at[rows, cols].get(mode="fill", fill_value=0, unique_indices=True)
-    return _nan_if_invalid(spec, values, rows, cols)
-
-
-# Plain copies, of everything that XLA stores in whole bytes.
-_COPIED = frozenset(
-    f"{kind}{bits}"
-    for kind, widths in (
-        ("int", (8, 16, 32, 64)),
-        ("uint", (8, 16, 32, 64)),
-        ("float", (16, 32, 64)),
-        ("complex", (64, 128)),
-    )
-    for bits in widths
-) | {"bfloat16"}
-
-block_copy = LinearMap("block", _gather_reference, {"cpu": _COPIED})
-
-
-def dense_matrix(spec: BlockSpec, values, rows, cols) -> jax.Array:
-    """The weight as a whole, in plain JAX: what references compute with."""
-    grid = Block(spec.block_shape).grid(spec.weight_shape)
-    (block_in, block_out), (size_in, size_out) = spec.block_shape, spec.weight_shape
-    tiles = jnp.zeros((*grid, block_in, block_out), values.dtype)
-    # Twice: for the gradient by the values, and for whatever else is computed from the weight.
-    values = _nan_if_invalid(spec, values, rows, cols)
-    tiles = tiles.at[rows, cols].set(values, mode="drop", unique_indices=True)
-    tiles = _nan_if_invalid(spec, tiles, rows, cols)
-    whole = tiles.swapaxes(1, 2).reshape(grid[0] * block_in, grid[1] * block_out)
-    return whole[:size_in, :size_out]
-
-
-def restricted_matrix(spec: BlockSpec, matrix, rows, cols) -> jax.Array:
-    """A weight that is stored whole, with zeros off the pattern."""
-    grid = Block(spec.block_shape).grid(spec.weight_shape)
-    mask = _spread(spec, _grid_mask(grid, rows, cols))
-    kept = jnp.where(mask, matrix, jnp.zeros((), matrix.dtype))
-    return _nan_if_invalid(spec, kept, rows, cols)
-
-
-def _grid_mask(grid, rows, cols):
-    return jnp.zeros(grid, bool).at[rows, cols].set(True, mode="drop")
-
-
-def _spread(spec: BlockSpec, per_block):
-    """One entry per block, as one per entry of the weight's matrix view."""
-    (block_in, block_out), (size_in, size_out) = spec.block_shape, spec.weight_shape
-    whole = jnp.repeat(jnp.repeat(per_block, block_in, axis=-2), block_out, axis=-1)
-    return whole[..., :size_in, :size_out]
-
-
-def _is_valid(grid, rows, cols):
-    is_used = cols < grid[1]
-    in_range = (rows >= 0) & (cols >= 0) & jnp.where(is_used, rows < grid[0], cols == grid[1])
-    before, after = cols[..., :-1], cols[..., 1:]
-    is_next = (after > before) | ((after == before) & (rows[..., 1:] > rows[..., :-1]))
-    return jnp.all(in_range) & jnp.all(is_next | ~is_used[..., 1:])
-
-
-def _nan_if_invalid(spec: BlockSpec, array, rows, cols):
-    """NaN (or the least integer) everywhere for a pattern that kernels would refuse: it is seen."""
-    is_valid = _is_valid(Block(spec.block_shape).grid(spec.weight_shape), rows, cols)
-    if jnp.issubdtype(array.dtype, jnp.integer):  # the nearest to NaN that integers have
-        return jnp.where(is_valid, array, jnp.iinfo(array.dtype).min)
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array
-    # A factor, not a choice: the derivatives are NaN as well.
-    return array * jnp.where(is_valid, 1, jnp.nan).astype(array.dtype)
+block_copy = LinearMap("block", BlockSpec.stored_values, {"cpu": COPIED})

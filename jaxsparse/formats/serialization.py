@@ -1,21 +1,23 @@
 """How `jax.export` writes down our pytrees: the static parts as JSON."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 
 from jax import export
 
-from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.columns import ColumnPattern
+from jaxsparse.formats.parse import as_format
+from jaxsparse.formats.pattern import Format
 from jaxsparse.formats.split import SplitWeight
-from jaxsparse.formats.weight import SparseWeight
+from jaxsparse.formats.weight import SparseWeight, WeightSum
 
 
 def register(cls: type, name: str, decode: Callable[..., tuple]) -> None:
     """Lets exported functions take and return a dataclass that is registered as a pytree.
 
     Args:
-        cls: with static fields that are tuples, strings, Blocks or None.
+        cls: with static fields that are tuples, strings, formats or None.
         name: in the serialized form.
         decode: the static fields from what JSON makes of them, which knows no tuples.
     """
@@ -27,12 +29,16 @@ def register(cls: type, name: str, decode: Callable[..., tuple]) -> None:
     )
 
 
-def _encode(value):
-    if isinstance(value, Block):
-        return value.shape
-    return dataclasses.asdict(value)
+def _encode(format: Format):
+    return str(format)
 
 
-register(BlockPattern, "BlockPattern", lambda shape, block: (tuple(shape), Block(tuple(block))))
+def _pattern(shape, format):
+    return tuple(shape), as_format(format)
+
+
+register(BlockPattern, "BlockPattern", _pattern)
+register(ColumnPattern, "ColumnPattern", _pattern)
 register(SparseWeight, "SparseWeight", lambda: ())
+register(WeightSum, "WeightSum", lambda: ())
 register(SplitWeight, "SplitWeight", lambda features: (features,))

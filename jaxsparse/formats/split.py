@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.formats.block import BlockPattern, check_usable
+from jaxsparse.formats.pattern import Pattern, check_usable
 from jaxsparse.formats.weight import SparseWeight
 
 
@@ -20,7 +20,7 @@ class SplitWeight:
     holds the blocks of its own features, with their indices, and nothing else.
 
     Attributes:
-        values: `[parts, capacity, block_in, block_out]`.
+        values: `[parts, capacity, block_in, block_out]` for blocks.
         pattern: the parts' patterns, each for a part of the weight.
         features: "out" or "in", what is split. Static.
 
@@ -28,7 +28,7 @@ class SplitWeight:
     """
 
     values: Any
-    pattern: BlockPattern
+    pattern: Pattern
     features: str = dataclasses.field(metadata={"static": True})
 
     @property
@@ -56,7 +56,8 @@ class SplitWeight:
         if not hasattr(self.values, "shape"):
             return f"SplitWeight(values={self.values!r}, pattern={self.pattern!r})"
         return (
-            f"SplitWeight({self.dtype}{list(self.shape)}, {self.pattern.format} blocks, "
+            f"SplitWeight({self.dtype}{list(self.shape)}, {self.pattern.format} "
+            f"{self.pattern.format.noun}, "
             f"{self.num_parts} parts of the {self.features}puts)"
         )
 
@@ -71,11 +72,11 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
 
     Args:
         w: `[in, out]`, known outside `jit`.
-        num_parts: a whole number of blocks must be in each part.
+        num_parts: a whole number of blocks, or of groups of outputs, must be in each part.
         features: "out" or "in".
 
     Returns:
-        A SplitWeight. Parts with fewer blocks than the fullest have unused places.
+        A SplitWeight. Parts that store less than the fullest have unused places.
 
     Raises:
         ValueError: features that do not divide into parts of whole blocks; an unknown name.
@@ -91,34 +92,50 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
         raise ValueError(f"split_features: a weight [in, out] is needed, got shape {w.shape}.")
     check_usable("split_features", w.pattern)
     axis = 1 if features == "out" else 0
-    block, size = w.format.shape[axis], w.shape[axis]
-    if num_parts < 1 or size % (num_parts * block):
+    extent, size = w.format.extent[axis], w.shape[axis]
+    if num_parts < 1 or size % (num_parts * extent):
         raise ValueError(
-            f"split_features: each part must have whole blocks of {block} along the {features}puts,"
-            f" got {size} {features}puts in {num_parts} parts. Use other parts or blocks."
+            f"split_features: each part must have whole {w.format.noun} of {extent} along the "
+            f"{features}puts, got {size} {features}puts in {num_parts} parts. Use other parts or "
+            f"{w.format.noun}."
         )
-    rows, cols = (np.asarray(index) for index in w.pattern.indices)
-    grid = list(w.pattern.grid)
-    grid[axis] //= num_parts
-    along = cols if axis else rows
-    is_used = cols < w.pattern.grid[1]
-    members = [
-        np.flatnonzero(is_used & (along // max(1, grid[axis]) == part)) for part in range(num_parts)
-    ]
-    capacity = max(map(len, members))
-    slots = np.full((num_parts, capacity), -1)
-    for part, places in enumerate(members):
-        slots[part, : len(places)] = places
-    part_index = np.arange(num_parts)[:, None] * grid[axis]
-    shifted = [rows[slots], cols[slots]]
-    shifted[axis] = shifted[axis] - part_index
-    unused = slots < 0
-    new_rows, new_cols = (
-        jnp.asarray(np.where(unused, end, index), jnp.int32)
-        for index, end in zip(shifted, grid, strict=True)
-    )
     shape = list(w.shape)
     shape[axis] //= num_parts
-    values = jnp.where(unused[..., None, None], 0, w.values[np.maximum(slots, 0)])
-    pattern = BlockPattern(new_rows, new_cols, tuple(shape), w.format)
+    grid = w.format.grid(tuple(shape))
+    rows, cols = (np.asarray(index) for index in w.pattern.spec().positions(*w.pattern.indices))
+    is_used = cols < w.pattern.grid[1]
+    along = (cols if axis else rows) // max(1, grid[axis])
+    members = [np.flatnonzero(is_used & (along == part)) for part in range(num_parts)]
+    capacity = max(map(len, members))
+    slots = np.zeros((num_parts, capacity), np.int64)
+    places = np.full((num_parts, capacity), grid[0] * grid[1])  # unused
+    for part, stored in enumerate(members):
+        row, col = rows[stored], cols[stored]
+        row, col = (row, col - part * grid[1]) if axis else (row - part * grid[0], col)
+        slots[part, : len(stored)] = stored
+        places[part, : len(stored)] = col.astype(np.int64) * grid[0] + row
+    orders = _orders_of_parts(w, num_parts, axis)
+    parts = [
+        w.format.pattern(place, tuple(shape), order)
+        for place, order in zip(places, orders, strict=True)
+    ]
+    pattern = jax.tree.map(lambda *indices: jnp.stack(indices), *parts)
+    unused = places == grid[0] * grid[1]
+    unused = unused.reshape(*unused.shape, *[1] * (w.values.ndim - 1))
+    values = jnp.where(unused, 0, w.values[slots])
     return SplitWeight(values.astype(w.dtype), pattern, features)
+
+
+def _orders_of_parts(w: SparseWeight, num_parts: int, axis: int) -> list:
+    """The outputs in the groups of each part, or None for formats that do not group them."""
+    order = getattr(w.pattern, "order", None)
+    if order is None or axis == 0:
+        return [order] * num_parts
+    size = w.shape[1] // num_parts
+    orders = np.asarray(order).reshape(num_parts, size) - size * np.arange(num_parts)[:, None]
+    if not ((orders >= 0) & (orders < size)).all():
+        raise ValueError(
+            "split_features: each part must have whole groups, got a pattern that groups outputs "
+            "of several parts together. Make it with the natural order."
+        )
+    return list(orders)

@@ -1,12 +1,13 @@
 """Sparse weights: values, and a pattern that says where they are."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.pattern import Pattern, check_pattern
 
 
 @jax.tree_util.register_dataclass
@@ -15,7 +16,8 @@ class SparseWeight:
     """A weight of which only some entries are stored. A pytree; only `values` is differentiable.
 
     Attributes:
-        values: the stored weights; `[capacity, block_in, block_out]` for blocks.
+        values: the stored weights; `[capacity, block_in, block_out]` for blocks, `[capacity]` for
+            single weights, `[capacity, width]` for groups of outputs.
         pattern: where they are. Integers, in a subtree of their own.
 
     Make one with `jaxsparse.fromdense`, or from values and a pattern of `jaxsparse.patterns`.
@@ -24,7 +26,7 @@ class SparseWeight:
     """
 
     values: Any
-    pattern: BlockPattern
+    pattern: Pattern
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,17 +74,16 @@ class SparseWeight:
         check_values("with_values", values, self.pattern)
         return dataclasses.replace(self, values=values)
 
-    def with_pattern(self, pattern: BlockPattern) -> "SparseWeight":
-        """The same weight on another pattern of the same format: shared blocks keep their values.
+    def with_pattern(self, pattern: Pattern) -> "SparseWeight":
+        """The same weight on another pattern, of any format: shared entries keep their values.
 
-        Blocks that only the new pattern has are zero; blocks that it lacks are dropped. Both
+        Entries that only the new pattern has are zero; those that it lacks are dropped. Both
         patterns may be traced, and their capacities may differ.
 
         Raises:
             ValueError: the patterns are for weights of different shapes.
         """
-        if not isinstance(pattern, BlockPattern):
-            raise TypeError(f"with_pattern: expected a pattern, got {type(pattern).__name__}.")
+        check_pattern("with_pattern", pattern)
         if pattern.shape != self.shape:
             raise ValueError(
                 f"with_pattern: the pattern must be for a weight of shape {self.shape}, got one "
@@ -91,22 +92,85 @@ class SparseWeight:
         return SparseWeight(pattern.gather(self.todense()), pattern)
 
     def __repr__(self) -> str:
-        is_pattern = isinstance(self.pattern, BlockPattern)
-        if not (is_pattern and getattr(self.pattern.rows, "shape", None)):  # not arrays of blocks
+        is_pattern = isinstance(self.pattern, Pattern)
+        if not (is_pattern and getattr(self.pattern.indices[0], "shape", None)):  # no arrays inside
             return f"SparseWeight(values={self.values!r}, pattern={self.pattern!r})"
         stored, total = self.pattern.capacity, self.pattern.grid[0] * self.pattern.grid[1]
         dtype = getattr(self.values, "dtype", "?")
         return (
-            f"SparseWeight({dtype}{list(self.shape)}, {self.format} blocks, "
+            f"SparseWeight({dtype}{list(self.shape)}, {self.format} {self.format.noun}, "
             f"{stored} of {total}, density={self.density:.3g})"
         )
 
 
-def check_values(function: str, values, pattern: BlockPattern) -> None:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class WeightSum:
+    """A weight that is the sum of sparse weights, such as blocks and single weights beside them.
+
+    Ops return the sum of what they return for each part. Parts may store the same entries.
+
+    Attributes:
+        parts: SparseWeights of one shape and dtype, at least one.
+
+    Make one with `jaxsparse.with_residual`, which loses nothing.
+    """
+
+    parts: tuple[SparseWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight it stands for."""
+        return self.parts[0].shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def density(self) -> float:
+        """Stored over all. Static: what two parts store counts twice."""
+        return sum(part.density for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of values and indices."""
+        return sum(part.nbytes for part in self.parts)
+
+    def todense(self) -> jax.Array:
+        """The weight as an array of shape `shape`."""
+        return functools.reduce(jnp.add, (part.todense() for part in self.parts))
+
+    def astype(self, dtype) -> "WeightSum":
+        """The same weight with values of another dtype."""
+        return WeightSum(tuple(part.astype(dtype) for part in self.parts))
+
+    def __repr__(self) -> str:
+        return f"WeightSum({', '.join(map(repr, self.parts))})"
+
+
+def check_sum(function: str, w: WeightSum) -> None:
+    """Raises unless the parts are sparse weights that can be added."""
+    parts = w.parts
+    if not isinstance(parts, tuple) or not all(isinstance(p, SparseWeight) for p in parts):
+        raise TypeError(f"{function}: a WeightSum has a tuple of SparseWeights, got {parts!r}.")
+    kinds = {(part.shape, jnp.dtype(part.dtype).name) for part in parts}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{function}: the parts of a WeightSum must have one shape and dtype, got "
+            f"{sorted(kinds) or 'no parts'}."
+        )
+
+
+def check_values(function: str, values, pattern: Pattern) -> None:
     """Raises unless values have the shape that the pattern places."""
     if tuple(values.shape) != tuple(pattern.values_shape):
         raise ValueError(
-            f"{function}: values must have shape {pattern.values_shape}, one block per place of "
+            f"{function}: values must have shape {pattern.values_shape}, one part per place of "
             f"the pattern, got {tuple(values.shape)}."
         )
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsparse.formats.block import BlockPattern, matrix_view
+from jaxsparse.formats.pattern import Pattern
 from jaxsparse.formats.weight import SparseWeight, check_values
 from jaxsparse.layers.placement import gathered, placed_like, sharding_of_product
-from jaxsparse.ops.dot_general import dot_general
+from jaxsparse.ops.dot_general import dot_general, packed_dot_general
 
 
 @jax.tree_util.register_dataclass
@@ -28,29 +28,29 @@ class PackedPattern:
             too. Static.
     """
 
-    pattern: BlockPattern
+    pattern: Pattern
     kernel_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def __repr__(self) -> str:
         return f"PackedPattern({self.pattern!r}, kernel_shape={self.kernel_shape})"
 
 
-def pattern_of(stored: BlockPattern | PackedPattern) -> BlockPattern:
+def pattern_of(stored: Pattern | PackedPattern) -> Pattern:
     """The pattern, however the kernel is stored."""
     return stored.pattern if isinstance(stored, PackedPattern) else stored
 
 
-def mask(kernel, pattern: BlockPattern):
+def mask(kernel, pattern: Pattern):
     """The dense kernel with exact zeros where the pattern stores nothing."""
     matrices = _matrices("mask", kernel, pattern)
     masked = _each(lambda w, p: p.restrict(w), matrices, pattern)
     return placed_like(masked.reshape(jnp.shape(kernel)), kernel)
 
 
-def pack(kernel, pattern: BlockPattern):
+def pack(kernel, pattern: Pattern):
     """`(values, PackedPattern)` of a dense kernel; what is off the pattern is dropped."""
     values = _each(lambda w, p: p.gather(w), _matrices("pack", kernel, pattern), pattern)
-    return values, PackedPattern(pattern, jnp.shape(kernel)[pattern.rows.ndim - 1 :])
+    return values, PackedPattern(pattern, jnp.shape(kernel)[len(pattern.group) :])
 
 
 def unpack(values, packed: PackedPattern):
@@ -58,10 +58,10 @@ def unpack(values, packed: PackedPattern):
     pattern = packed.pattern
     check_values("unpack", values, pattern)
     kernel = _each(lambda v, p: p.scatter(v), values, pattern)
-    return kernel.reshape(*pattern.rows.shape[:-1], *packed.kernel_shape), pattern
+    return kernel.reshape(*pattern.group, *packed.kernel_shape), pattern
 
 
-def change_pattern(layer: str, kernel, stored, new: BlockPattern):
+def change_pattern(layer: str, kernel, stored, new: Pattern):
     """The kernel and what is stored of its pattern, after the pattern changed.
 
     Args:
@@ -74,20 +74,21 @@ def change_pattern(layer: str, kernel, stored, new: BlockPattern):
         ValueError, TypeError: a pattern that cannot take the place of the old one.
     """
     old = pattern_of(stored)
-    if not isinstance(new, BlockPattern):
-        raise TypeError(f"{layer}: a pattern is a BlockPattern, got {type(new).__name__}.")
+    if not isinstance(new, Pattern):
+        raise TypeError(
+            f"{layer}: a pattern is one of jaxsparse.patterns, got {type(new).__name__}."
+        )
     for what, was, given in (
         ("format", old.format, new.format),
         ("shape", old.shape, new.shape),
-        ("rows.shape", old.rows.shape, new.rows.shape),
-        ("cols.shape", old.cols.shape, new.cols.shape),
+        ("indices", [i.shape for i in old.indices], [i.shape for i in new.indices]),
     ):
         if was != given:
             raise ValueError(
                 f"{layer}: the new pattern's {what} must be that of the old one, {was}, got "
                 f"{given}. Make it with capacity={old.capacity}, or make a new layer."
             )
-    new = dataclasses.replace(new, rows=jnp.asarray(new.rows), cols=jnp.asarray(new.cols))
+    new = new.with_indices(*map(jnp.asarray, new.indices))
     if not isinstance(stored, PackedPattern):
         return mask(kernel, new), new
     move = lambda values, old, new: SparseWeight(values, old).with_pattern(new).values
@@ -127,10 +128,10 @@ def linear(
         whole = kernel if stored is None else _whole(kernel, stored, grad)
         y = (hook or lax.dot_general)(inputs, whole, dimension_numbers, **arguments)
     elif isinstance(stored, PackedPattern):
-        y = _packed_product(
+        y = packed_dot_general(
             gathered(inputs, axes),
-            kernel,
-            stored,
+            SparseWeight(kernel, stored.pattern),
+            stored.kernel_shape,
             dimension_numbers,
             implementation=implementation,
             grad="sparse" if grad == "dense" else grad,  # there is nothing else to have one
@@ -156,14 +157,6 @@ def linear(
     return y + jnp.reshape(bias, (*places, *bias.shape[num_batch:]))
 
 
-def _packed_product(inputs, values, packed, dimension_numbers, **arguments):
-    num_in = len(dimension_numbers[0][1])
-    sizes_in, sizes_out = packed.kernel_shape[:num_in], packed.kernel_shape[num_in:]
-    pattern = dataclasses.replace(packed.pattern, shape=(*sizes_in, math.prod(sizes_out)))
-    y = dot_general(inputs, SparseWeight(values, pattern), dimension_numbers, **arguments)
-    return y.reshape(*y.shape[:-1], *sizes_out)
-
-
 def _whole(kernel, stored, grad):
     """The dense kernel for a product that knows no patterns, with the gradient asked for."""
     if isinstance(stored, PackedPattern):
@@ -178,11 +171,11 @@ def _whole(kernel, stored, grad):
     return jnp.where(off, finite - lax.stop_gradient(finite), kernel)
 
 
-def _matrices(function: str, kernel, pattern: BlockPattern):
+def _matrices(function: str, kernel, pattern: Pattern):
     """The kernel as `[*stacked, *pattern.shape]`."""
-    shape, num_stacked = jnp.shape(kernel), pattern.rows.ndim - 1
-    stacked = pattern.rows.shape[:-1]
-    rest, matrix = shape[num_stacked:], matrix_view(pattern.shape)
+    shape, num_stacked = jnp.shape(kernel), len(pattern.group)
+    stacked = pattern.group
+    rest, matrix = shape[num_stacked:], pattern.spec().weight_shape
     views = [(math.prod(rest[:i]), math.prod(rest[i:])) for i in range(len(rest) + 1)]
     if shape[:num_stacked] != stacked or matrix not in views:
         raise ValueError(
@@ -193,9 +186,7 @@ def _matrices(function: str, kernel, pattern: BlockPattern):
     return jnp.reshape(kernel, (*stacked, *pattern.shape))
 
 
-def _each(function, kernel, *patterns: BlockPattern):
+def _each(function, kernel, *patterns: Pattern):
     """`function(kernel, *patterns)` for each place on the leading axes of the patterns' indices."""
-    num_stacked = patterns[0].rows.ndim - 1
-    for _ in range(num_stacked):
-        function = jax.vmap(function)
-    return function(kernel, *placed_like(patterns, kernel, num_stacked))
+    placed = placed_like(patterns, kernel, len(patterns[0].group))
+    return patterns[0].over_groups(function)(kernel, *placed)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.core import dispatch
-from jaxsparse.formats.block import Block, BlockPattern, matrix_view
+from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.columns import ColumnPattern
 from jaxsparse.formats.parse import as_format
+from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers.placement import gathered
 from jaxsparse.ops.options import GRADS
 from jaxsparse.patterns import full
@@ -30,9 +32,9 @@ class Options:
         implementation: as in `jaxsparse.matmul`.
     """
 
-    format: Block
+    format: Format
     sparsity: Any
-    pattern: BlockPattern | None
+    pattern: Pattern | None
     grad: str
     implementation: str | None
 
@@ -55,9 +57,9 @@ def check(layer: str, *, format, sparsity, pattern, grad, implementation) -> Opt
         )
     num_kept(layer, 0, sparsity)
     if pattern is not None:
-        if not isinstance(pattern, BlockPattern):
+        if not isinstance(pattern, Pattern):
             raise TypeError(
-                f"{layer}: pattern is a BlockPattern, got {type(pattern).__name__}. Make one with "
+                f"{layer}: pattern is a Pattern, got {type(pattern).__name__}. Make one with "
                 "jaxsparse.patterns."
             )
         if sparsity != 0:
@@ -96,7 +98,7 @@ def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in
         num_batch, num_in: how many of its axes are batch and input axes.
 
     Returns:
-        A BlockPattern for the matrix `(prod(in), prod(out))`; with batch axes, one per element, all
+        A Pattern for the matrix `(prod(in), prod(out))`; with batch axes, one per element, all
         with the same number of blocks, as indices `[*batch, capacity]`.
 
     Raises:
@@ -112,26 +114,26 @@ def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in
         whole = gathered(kernel, range(num_batch, kernel.ndim))
         return make(jnp.reshape(whole, (*batch, *matrix)))
     pattern = options.pattern or full(options.format, matrix)
-    if matrix_view(pattern.shape) != matrix:
+    is_listed_by_tap = isinstance(pattern, ColumnPattern) and pattern.shape != matrix
+    if pattern.spec().weight_shape != matrix or is_listed_by_tap:
         raise ValueError(
             f"{layer}: the pattern must be for a matrix of shape {matrix}, the kernel's inputs and "
             f"outputs, got one for shape {pattern.shape}. Make it for this shape."
         )
-    if pattern.rows.shape[:-1] not in ((), batch):
+    if pattern.group not in ((), batch):
         raise ValueError(
             f"{layer}: the pattern's indices must be [capacity] or [*batch, capacity] with batch "
-            f"axes {batch}, got pattern.rows.shape={pattern.rows.shape}."
+            f"axes {batch}, got indices of shape {pattern.indices[0].shape}."
         )
     # A copy for each batch element: from here on they may change apart.
-    rows, cols = (
-        jnp.broadcast_to(jnp.asarray(index), (*batch, pattern.capacity))
-        for index in pattern.indices
+    indices = (
+        jnp.broadcast_to(jnp.asarray(index), (*batch, index.shape[-1])) for index in pattern.indices
     )
-    return BlockPattern(rows, cols, matrix, pattern.format)
+    return pattern.with_indices(*indices, shape=matrix)
 
 
-class HashablePattern(BlockPattern):
-    """A known pattern that compares and hashes by its content, as what configures a layer must.
+class _Hashable(Pattern):
+    """Compares and hashes by content, as what configures a layer must.
 
     Not a pytree: JAX and Flax see it as one static value.
     """
@@ -139,23 +141,34 @@ class HashablePattern(BlockPattern):
     def __eq__(self, other):
         if self is other:
             return True
-        return isinstance(other, HashablePattern) and self._content() == other._content()
+        return isinstance(other, _Hashable) and self._content() == other._content()
 
     def __hash__(self):
         return hash(self._content())
 
     def _content(self):
-        if is_traced(self.rows, self.cols):
+        if is_traced(*self.indices):
             return id(self)
         indices = [np.asarray(index) for index in self.indices]
         return (*((i.shape, i.tobytes()) for i in indices), self.shape, self.format)
 
 
-def hashable(pattern: BlockPattern | None) -> HashablePattern | None:
+class _HashableBlockPattern(_Hashable, BlockPattern):
+    pass
+
+
+class _HashableColumnPattern(_Hashable, ColumnPattern):
+    pass
+
+
+_HASHABLE = {BlockPattern: _HashableBlockPattern, ColumnPattern: _HashableColumnPattern}
+
+
+def hashable(pattern: Pattern | None) -> Pattern | None:
     """The pattern in a form that can be compared and hashed."""
-    if pattern is None or isinstance(pattern, HashablePattern):
+    if pattern is None or isinstance(pattern, _Hashable):
         return pattern
-    return HashablePattern(*pattern.indices, pattern.shape, pattern.format)
+    return _HASHABLE[type(pattern)](**vars(pattern))
 
 
 def without_flax(module: str, error: ModuleNotFoundError) -> ImportError:

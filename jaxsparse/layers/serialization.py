@@ -5,7 +5,8 @@ import dataclasses
 from flax import serialization
 
 from jaxsparse.formats.block import BlockPattern
-from jaxsparse.formats.weight import SparseWeight
+from jaxsparse.formats.columns import ColumnPattern
+from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.layers.kernel import PackedPattern
 
 
@@ -24,5 +25,7 @@ def _register(cls, *names):
 
 
 _register(BlockPattern, "rows", "cols")
+_register(ColumnPattern, "places", "order")
 _register(SparseWeight, "values", "pattern")
+_register(WeightSum, "parts")
 _register(PackedPattern, "pattern")

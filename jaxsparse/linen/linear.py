@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.core import meta
 from jax import lax
 
-from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 from jaxsparse.linen.variables import COLLECTION
@@ -148,7 +148,7 @@ class Dense(_SparseLinear, nn.Dense):
         format: such as "32x32" or `jaxsparse.Block((32, 32))`; None for a dense layer.
         sparsity: the share of blocks that the first pattern leaves out: those of smallest norm in
             the initial kernel. From 0 to 1.
-        pattern: a BlockPattern for shape `(in, features)`, in place of `sparsity`.
+        pattern: a Pattern for shape `(in, features)`, in place of `sparsity`.
         grad: the kernel's gradient: "sparse", on the pattern; "dense", everywhere, to grow
             patterns by; "exact", as "sparse" and in forward mode too.
         implementation: None chooses; "ffi", "xla" and "dense" do that or raise.
@@ -157,9 +157,9 @@ class Dense(_SparseLinear, nn.Dense):
     masked kernel.
     """
 
-    format: Block | str | tuple[int, int] | None = _option(None)
+    format: Format | str | tuple[int, int] | None = _option(None)
     sparsity: float = _option(0.0)
-    pattern: BlockPattern | None = _option(None)
+    pattern: Pattern | None = _option(None)
     grad: str = _option("sparse")
     implementation: str | None = _option(None)
 
@@ -183,15 +183,15 @@ class DenseGeneral(_SparseLinear, nn.DenseGeneral):
 
     Attributes:
         format, sparsity, grad, implementation: as in `Dense`.
-        pattern: a BlockPattern for the matrix, in place of `sparsity`: indices `[capacity]` for
+        pattern: a Pattern for the matrix, in place of `sparsity`: indices `[capacity]` for
             all batch elements, or `[*batch, capacity]`.
 
     All other attributes are those of `flax.linen.DenseGeneral`.
     """
 
-    format: Block | str | tuple[int, int] | None = _option(None)
+    format: Format | str | tuple[int, int] | None = _option(None)
     sparsity: float = _option(0.0)
-    pattern: BlockPattern | None = _option(None)
+    pattern: Pattern | None = _option(None)
     grad: str = _option("sparse")
     implementation: str | None = _option(None)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax.core import FrozenDict, freeze, meta
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.pattern import Pattern
 from jaxsparse.layers import kernel as kernels
 
 COLLECTION = "sparsity"
@@ -65,7 +65,7 @@ def unpack(variables):
     """
 
     def unpacked(kernel, stored):
-        if isinstance(stored, BlockPattern):
+        if isinstance(stored, Pattern):
             return kernel, stored
         return kernels.unpack(meta.unbox(kernel), stored)
 
@@ -83,7 +83,7 @@ def _convert(function: str, variables, convert: Callable[[Any, Any], tuple[Any, 
 
     def visit(path, params, sparsity):
         if "pattern" in sparsity and isinstance(
-            sparsity["pattern"], BlockPattern | kernels.PackedPattern
+            sparsity["pattern"], Pattern | kernels.PackedPattern
         ):
             if not isinstance(params, Mapping) or "kernel" not in params:
                 raise ValueError(

@@ -12,7 +12,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer, PrecisionLike
 from jax import lax
 
-from jaxsparse.formats.block import Block, BlockPattern
+from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 from jaxsparse.nnx.sparsity import SparseKernel, packable
@@ -69,7 +69,7 @@ class Linear(_SparseLinear, nnx.Linear):
         format: such as "32x32" or `jaxsparse.Block((32, 32))`; None for a dense layer.
         sparsity: the share of blocks that the first pattern leaves out: those of smallest norm in
             the initial kernel. From 0 to 1.
-        pattern: a BlockPattern for shape `(in_features, out_features)`, in place of `sparsity`.
+        pattern: a Pattern for shape `(in_features, out_features)`, in place of `sparsity`.
         grad: the kernel's gradient: "sparse", on the pattern; "dense", everywhere, to grow
             patterns by; "exact", as "sparse" and in forward mode too.
         implementation: None chooses; "ffi", "xla" and "dense" do that or raise.
@@ -95,9 +95,9 @@ class Linear(_SparseLinear, nnx.Linear):
         rngs: nnx.Rngs,
         kernel_metadata: Mapping[str, Any] = _NO_METADATA,
         bias_metadata: Mapping[str, Any] = _NO_METADATA,
-        format: Block | str | tuple[int, int] | None = None,
+        format: Format | str | tuple[int, int] | None = None,
         sparsity: float = 0.0,
-        pattern: BlockPattern | None = None,
+        pattern: Pattern | None = None,
         grad: str = "sparse",
         implementation: str | None = None,
     ):
@@ -159,7 +159,7 @@ class LinearGeneral(_SparseLinear, nnx.LinearGeneral):
         rngs, kernel_metadata, bias_metadata: as for `flax.nnx.LinearGeneral`. A product of your own
             gets the whole masked kernel.
         format, sparsity, grad, implementation: as for `Linear`.
-        pattern: a BlockPattern for the matrix, in place of `sparsity`: indices `[capacity]` for
+        pattern: a Pattern for the matrix, in place of `sparsity`: indices `[capacity]` for
             all batch elements, or `[*batch, capacity]`.
 
     Raises:
@@ -186,9 +186,9 @@ class LinearGeneral(_SparseLinear, nnx.LinearGeneral):
         rngs: nnx.Rngs,
         kernel_metadata: Mapping[str, Any] = _NO_METADATA,
         bias_metadata: Mapping[str, Any] = _NO_METADATA,
-        format: Block | str | tuple[int, int] | None = None,
+        format: Format | str | tuple[int, int] | None = None,
         sparsity: float = 0.0,
-        pattern: BlockPattern | None = None,
+        pattern: Pattern | None = None,
         grad: str = "sparse",
         implementation: str | None = None,
     ):

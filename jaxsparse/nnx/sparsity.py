@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.pattern import Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 
@@ -40,7 +40,7 @@ class SparseKernel:
         self.sparsity = Sparsity(pattern)
 
     @property
-    def pattern(self) -> BlockPattern | None:
+    def pattern(self) -> Pattern | None:
         """Which blocks of the kernel are stored; None for a dense layer."""
         return None if self.sparsity is None else kernels.pattern_of(self.sparsity.get_value())
 
@@ -49,7 +49,7 @@ class SparseKernel:
         """Whether the kernel holds values only."""
         return self.sparsity is not None and _is_packed(self.sparsity)
 
-    def set_pattern(self, pattern: BlockPattern) -> None:
+    def set_pattern(self, pattern: Pattern) -> None:
         """Gives the layer another pattern; blocks that it did not store before start as zeros.
 
         Also inside `jit`, where a new pattern does not compile anew.
@@ -95,7 +95,7 @@ def apply_patterns(model) -> None:
     """
     for _, layer, sparsity in sparse_layers(model):
         pattern = sparsity.get_value()
-        if isinstance(pattern, BlockPattern):
+        if isinstance(pattern, Pattern):
             layer.kernel.set_value(kernels.mask(layer.kernel.get_value(), pattern))
 
 

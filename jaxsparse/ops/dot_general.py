@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsparse.formats.block import BlockPattern, matrix_view
-from jaxsparse.formats.weight import SparseWeight, check_values
-from jaxsparse.ops.matmul import matmul
+from jaxsparse.formats.columns import ColumnPattern, num_taps
+from jaxsparse.formats.pattern import Pattern, check_pattern
+from jaxsparse.formats.weight import SparseWeight, WeightSum, check_sum, check_values
+from jaxsparse.ops.matmul import matmul, sum_of_parts
 from jaxsparse.ops.options import check_options
 
 
@@ -22,7 +23,7 @@ def dot_general(
     preferred_element_type=None,
     *,
     out_sharding=None,
-    pattern: BlockPattern | None = None,
+    pattern: Pattern | None = None,
     implementation: str | None = None,
     grad: str = "exact",
 ) -> jax.Array:
@@ -34,8 +35,8 @@ def dot_general(
 
     Args:
         lhs: an array.
-        rhs: a SparseWeight; or an array with `pattern`: its entries on the pattern; or an array
-            alone: this is `jax.lax.dot_general`.
+        rhs: a SparseWeight or a WeightSum; or an array with `pattern`: its entries on the pattern;
+            or an array alone: this is `jax.lax.dot_general`.
         dimension_numbers: `((lhs_contract, rhs_contract), (lhs_batch, rhs_batch))`. Batch axes
             apart, the contracted axes of `rhs` must come before its free axes: they are the rows
             and the columns of the matrix that the pattern sees. A SparseWeight has one batch axis
@@ -55,19 +56,29 @@ def dot_general(
             `lhs`.
     """
     check_options("dot_general", implementation, grad)
-    if isinstance(lhs, SparseWeight):
+    if isinstance(lhs, (SparseWeight, WeightSum)):
         raise NotImplementedError(
-            "dot_general: the sparse operand is rhs, got a SparseWeight as lhs. Exchange the "
-            "operands, or use lhs.todense()."
+            f"dot_general: the sparse operand is rhs, got a {type(lhs).__name__} as lhs. Exchange "
+            "the operands, or use lhs.todense()."
         )
-    is_packed = isinstance(rhs, SparseWeight)
-    if is_packed:
-        if pattern is not None:
-            raise ValueError("dot_general: a SparseWeight has its pattern, got another. Drop it.")
-        check_values("dot_general", rhs.values, rhs.pattern)
-        pattern, numbers = rhs.pattern, rhs.values
-        rhs_shape = (*pattern.rows.shape[:-1], *pattern.shape)
-    elif pattern is None:
+    arguments = {
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+        "out_sharding": out_sharding,
+        "implementation": implementation,
+        "grad": grad,
+    }
+    if isinstance(rhs, (SparseWeight, WeightSum)) and pattern is not None:
+        raise ValueError(
+            f"dot_general: a {type(rhs).__name__} has its pattern, got another. Drop it."
+        )
+    if isinstance(rhs, WeightSum):
+        check_sum("dot_general", rhs)
+        product = lambda part: dot_general(lhs, part, dimension_numbers, **arguments)
+        return sum_of_parts(rhs, product)
+    if isinstance(rhs, SparseWeight):
+        return packed_dot_general(lhs, rhs, rhs.shape, dimension_numbers, **arguments)
+    if pattern is None:
         if implementation == "ffi":
             raise ValueError(
                 'dot_general: implementation="ffi" needs a sparse weight, got an array. Pass a '
@@ -81,11 +92,38 @@ def dot_general(
             preferred_element_type,
             out_sharding=out_sharding,
         )
-    elif not isinstance(pattern, BlockPattern):
-        raise TypeError(f"dot_general: expected a pattern, got {type(pattern).__name__}.")
-    else:
-        numbers = jnp.asarray(rhs)
-        rhs_shape = numbers.shape
+    check_pattern("dot_general", pattern)
+    rhs = jnp.asarray(rhs)
+    return _dot_general(
+        lhs, rhs, rhs.shape, pattern, dimension_numbers, is_packed=False, **arguments
+    )
+
+
+def packed_dot_general(lhs, w: SparseWeight, shape, dimension_numbers, **arguments) -> jax.Array:
+    """`dot_general` with a weight that is seen as an array `[*group, *shape]`.
+
+    Args:
+        shape: of the same matrix view, (contracted, free), as that of the weight's own.
+        lhs, dimension_numbers, **arguments: as for `dot_general`.
+    """
+    check_values("dot_general", w.values, w.pattern)
+    shape = (*w.pattern.group, *shape)
+    return _dot_general(
+        lhs, w.values, shape, w.pattern, dimension_numbers, is_packed=True, **arguments
+    )
+
+
+def _dot_general(
+    lhs,
+    numbers,
+    rhs_shape,
+    pattern,
+    dimension_numbers,
+    *,
+    is_packed,
+    out_sharding=None,
+    **arguments,
+):
     lhs = jnp.asarray(lhs)
     # lax checks the dimension numbers, and says in which dtype it would compute.
     dense = functools.partial(lax.dot_general, dimension_numbers=dimension_numbers)
@@ -96,36 +134,44 @@ def dot_general(
     stacked = _check_rhs(right, rhs_shape, pattern, is_packed)
 
     matrix = tuple(math.prod(rhs_shape[a] for a in axes) for axes in (right.contracted, right.free))
+    num_batch = len(right.batch)
     x = lhs.astype(dtype).transpose(*left.batch, *left.free, *left.contracted)
     x = x.reshape(*x.shape[: x.ndim - len(left.contracted)], matrix[0])
+    x = _in_order(pattern, x, x.ndim - 1)
+    indices = pattern.indices
     if is_packed:
-        rows, cols = (index.transpose(*right.batch, index.ndim - 1) for index in pattern.indices)
-        inner = range(numbers.ndim - 2, numbers.ndim)
-        numbers = numbers.transpose(*right.batch, len(right.batch), *inner)
+        indices = [index.transpose(*right.batch, num_batch) for index in indices]
+        numbers = numbers.transpose(*right.batch, *range(num_batch, numbers.ndim))
     else:
-        rows, cols = pattern.indices
         numbers = numbers.transpose(*right.batch, *right.contracted, *right.free)
-        numbers = numbers.reshape(*numbers.shape[: len(right.batch)], *matrix)
+        numbers = numbers.reshape(*numbers.shape[:num_batch], *matrix)
+        numbers = _in_order(pattern, numbers, num_batch)
 
-    def product(x, numbers, rows, cols):
-        p = BlockPattern(rows, cols, matrix, pattern.format)
+    def product(x, numbers, *indices):
+        p = pattern.with_indices(*indices, shape=matrix)
         w, p = (SparseWeight(numbers, p), None) if is_packed else (numbers, p)
-        return matmul(
-            x,
-            w,
-            pattern=p,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
-            implementation=implementation,
-            grad=grad,
-        )
+        return matmul(x, w, pattern=p, **arguments)
 
     for _ in right.batch:
         index_axis = 0 if stacked else None
-        product = jax.vmap(product, in_axes=(0, 0, index_axis, index_axis))
-    y = product(x, numbers.astype(dtype), rows, cols)
+        product = jax.vmap(product, in_axes=(0, 0, *[index_axis] * len(indices)))
+    y = product(x, numbers.astype(dtype), *indices)
     y = y.reshape(*y.shape[:-1], *(rhs_shape[axis] for axis in right.free))
     return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+
+
+def _in_order(pattern: Pattern, array, axis: int):
+    """An array whose axis counts rows of the matrix view, in the order in which columns list them.
+
+    Columns list the taps of one channel together, which as a matrix without taps is another order
+    of its rows.
+    """
+    taps = num_taps(pattern.shape)
+    if taps == 1 or not isinstance(pattern, ColumnPattern):
+        return array
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    by_tap = array.reshape(*before, taps, -1, *after)
+    return by_tap.swapaxes(axis, axis + 1).reshape(array.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +198,9 @@ def _axes(dimension_numbers, lhs_ndim: int, rhs_ndim: int) -> tuple[_Axes, _Axes
     return both[0], both[1]
 
 
-def _check_rhs(axes: _Axes, shape, pattern: BlockPattern, is_packed: bool) -> bool:
+def _check_rhs(axes: _Axes, shape, pattern: Pattern, is_packed: bool) -> bool:
     """Raises unless the pattern's rows are contracted; whether each batch element has its own."""
-    batch_shape, index_shape = tuple(shape[a] for a in axes.batch), pattern.rows.shape[:-1]
+    batch_shape, index_shape = tuple(shape[a] for a in axes.batch), pattern.group
     if is_packed and sorted(axes.batch) != list(range(len(index_shape))):
         raise NotImplementedError(
             "dot_general: the batch axes of a SparseWeight must be the leading axes of its "
@@ -163,7 +209,7 @@ def _check_rhs(axes: _Axes, shape, pattern: BlockPattern, is_packed: bool) -> bo
     if not is_packed and index_shape not in ((), batch_shape):
         raise ValueError(
             "dot_general: the pattern must have indices [capacity], or [*batch, capacity] with "
-            f"batch axes {batch_shape}, got pattern.rows.shape={pattern.rows.shape}."
+            f"batch axes {batch_shape}, got indices of shape {pattern.indices[0].shape}."
         )
     if axes.contracted and axes.free and max(axes.contracted) > min(axes.free):
         raise NotImplementedError(
@@ -172,7 +218,7 @@ def _check_rhs(axes: _Axes, shape, pattern: BlockPattern, is_packed: bool) -> bo
             "and make its pattern anew."
         )
     sizes = [math.prod(shape[a] for a in group) for group in (axes.contracted, axes.free)]
-    rows, cols = matrix_view(pattern.shape)
+    rows, cols = pattern.spec().weight_shape
     if (rows, cols) != tuple(sizes):
         if rows * cols == math.prod(sizes):
             raise NotImplementedError(

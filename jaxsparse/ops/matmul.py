@@ -1,6 +1,8 @@
 """Matrix products with sparse weights, and the sampled product that is their weight gradient."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +10,44 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsparse.core import contract, partition
-from jaxsparse.core.bilinear import BilinearOp, stored_dense
-from jaxsparse.formats.block import (
-    BlockPattern,
-    block_copy,
+from jaxsparse.formats.pattern import (
+    Pattern,
+    WeightSpec,
+    check_pattern,
     check_same_shape,
     check_single,
-    dense_matrix,
-    matrix_view,
-    restricted_matrix,
 )
 from jaxsparse.formats.split import SplitWeight
-from jaxsparse.formats.weight import SparseWeight, check_values
+from jaxsparse.formats.weight import SparseWeight, WeightSum, check_sum, check_values
+from jaxsparse.ops import families
 from jaxsparse.ops.options import check_options
+
+
+@dataclasses.dataclass(frozen=True)
+class MatmulSpec:
+    """What is fixed about a product before any array is seen."""
+
+    weight: WeightSpec
+    precision: Any = None  # for the reference on platforms where it matters
+
+    def inner(self, kind: str) -> tuple[int, ...]:
+        if kind == "x":
+            return self.weight.weight_shape[:1]
+        if kind == "y":
+            return self.weight.weight_shape[1:]
+        return self.weight.inner(kind)
+
+    def attributes(self) -> dict[str, Any]:
+        return {}
+
+    def density(self, stored: int) -> float:
+        return self.weight.density(stored)
+
+    def unmeasured_break_even(self) -> float:
+        return self.weight.unmeasured_break_even()
+
+    def shape_class(self, batch: int) -> str:
+        return self.weight.shape_class(batch)
 
 
 def _sum_dtype(dtype):
@@ -33,21 +60,8 @@ def _dot(spec, x, w):
     return y.astype(x.dtype)
 
 
-def _reference(spec, x, values, rows, cols):
-    return _dot(spec, x, dense_matrix(spec, values, rows, cols))
-
-
-_DTYPES = {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})}
-
-block_matmul = BilinearOp("block_matmul", _reference, _DTYPES)
-
-
-def _stored_dense_reference(spec, x, dense, rows, cols):
-    return _dot(spec, x, restricted_matrix(spec, dense, rows, cols))
-
-
-stored_dense_matmul = stored_dense(
-    "stored_dense_matmul", block_matmul, block_copy, _stored_dense_reference
+MATMUL = families.make(
+    "matmul", _dot, {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})}
 )
 
 
@@ -55,7 +69,7 @@ def matmul(
     x,
     w,
     *,
-    pattern: BlockPattern | None = None,
+    pattern: Pattern | None = None,
     precision=None,
     preferred_element_type=None,
     implementation: str | None = None,
@@ -72,11 +86,11 @@ def matmul(
         x: `[*batch, in]`; float32, bfloat16, float16 or float64 have kernels, other numbers run in
             plain JAX.
         w: what `x` is multiplied by, of the dtype of `x`:
-            a SparseWeight of shape `[in, out]`, or a SplitWeight;
+            a SparseWeight of shape `[in, out]`, a WeightSum or a SplitWeight;
             or an array `[in, out]` with `pattern`: its entries on the pattern (a weight that is
             stored dense while it trains);
             or an array `[in, out]` alone: the product is dense.
-        pattern: for an array `w`, which of its blocks take part.
+        pattern: for an array `w`, which of its entries take part.
         precision: as for `jax.lax.dot_general`. CPU kernels are exact in any case.
         preferred_element_type: the dtype of the result. A wider one than that of `x` is computed
             in: a float32 result of bfloat16 costs as much as float32.
@@ -85,7 +99,7 @@ def matmul(
             XLA's dense product with the whole weight, so "dense" says the same.
         grad: "exact" is the derivative, in every mode and order. "sparse" and "dense" are gradient
             contracts for reverse mode: "sparse" has the gradient of the stored weights only;
-            "dense", for `w` with `pattern`, has that of all weights as if every block were stored,
+            "dense", for `w` with `pattern`, has that of all weights as if every one were stored,
             which is what growing a pattern needs to know.
 
     Returns:
@@ -100,6 +114,20 @@ def matmul(
     """
     check_options("matmul", implementation, grad)
     x = _as_array("matmul", "x", x)
+    if isinstance(w, WeightSum):
+        check_sum("matmul", w)
+        return sum_of_parts(
+            w,
+            lambda part: matmul(
+                x,
+                part,
+                pattern=pattern,
+                precision=precision,
+                preferred_element_type=preferred_element_type,
+                implementation=implementation,
+                grad=grad,
+            ),
+        )
     if isinstance(w, (SparseWeight, SplitWeight)):
         if pattern is not None:
             raise ValueError("matmul: a sparse weight has its pattern, got another. Drop it.")
@@ -120,9 +148,8 @@ def matmul(
                     'matmul: implementation="ffi" needs a sparse weight, got an array. Use '
                     "jaxsparse.fromdense, or pass a pattern."
                 )
-        elif not isinstance(pattern, BlockPattern):
-            raise TypeError(f"matmul: expected a pattern, got {type(pattern).__name__}.")
         else:
+            check_pattern("matmul", pattern)
             check_same_shape("matmul", weights, pattern.shape)
     if pattern is not None and storage in ("packed", "dense"):
         check_single("matmul", pattern)
@@ -135,15 +162,16 @@ def matmul(
         y = lax.dot_general(x, weights, dimensions, precision, _sum_dtype(wide))
     else:
         precision = tuple(precision) if isinstance(precision, list) else precision
-        product = _product(storage, pattern.spec(precision), implementation, grad)
+        spec = MatmulSpec(pattern.spec(), precision)
+        product = _product(storage, spec, implementation, grad)
         y = product(x, weights, *pattern.indices)
     return _cast(y, result)
 
 
-def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -> jax.Array:
-    """The sampled product: `a^T b` at the stored blocks of a pattern.
+def sddmm(a, b, pattern: Pattern, *, precision=None, implementation=None) -> jax.Array:
+    """The sampled product: `a^T b` at the stored weights of a pattern.
 
-    values[k, i, o] = sum over batch of a[..., row k * block_in + i] * b[..., col k * block_out + o]
+    result[i, o] = sum over batch of a[..., i] * b[..., o], for each stored (i, o)
 
     It is the weight gradient of `matmul`, for `a = x` and `b` the gradient arriving at its result.
 
@@ -154,7 +182,7 @@ def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -
         precision, implementation: as in `matmul`.
 
     Returns:
-        `[capacity, block_in, block_out]` in the dtype of `a`; zero where a block reaches over the
+        `pattern.values_shape` in the dtype of `a`; zero where a block or a group reaches over the
         edge of the weight. `SparseWeight(result, pattern)` is the sparse matrix.
 
     Raises:
@@ -162,10 +190,10 @@ def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -
     """
     check_options("sddmm", implementation)
     a, b = _as_array("sddmm", "a", a), _as_array("sddmm", "b", b)
-    if not isinstance(pattern, BlockPattern):
-        raise TypeError(f"sddmm: expected a pattern, got {type(pattern).__name__}.")
+    check_pattern("sddmm", pattern)
     check_single("sddmm", pattern)
-    size_in, size_out = matrix_view(pattern.shape)
+    spec = MatmulSpec(pattern.spec(), precision)
+    size_in, size_out = spec.weight.weight_shape
     for name, array, size in (("a", a, size_in), ("b", b, size_out)):
         if array.ndim < 1 or array.shape[-1] != size:
             raise ValueError(
@@ -178,9 +206,8 @@ def sddmm(a, b, pattern: BlockPattern, *, precision=None, implementation=None) -
             f"b.shape={b.shape}."
         )
     _check_same_dtype("sddmm", "a", a, "b", b)
-    return block_matmul.weight_grad(
-        pattern.spec(precision), a, b, *pattern.indices, implementation=implementation
-    )
+    op = MATMUL.packed[spec.weight.name]
+    return op.weight_grad(spec, a, b, *pattern.indices, implementation=implementation)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -190,7 +217,7 @@ def _product(storage, spec, implementation, grad):
     Kept, because making a contract costs more than a small product.
     """
     _check_precision(spec.precision)
-    op = stored_dense_matmul if storage == "dense" else block_matmul
+    op = (MATMUL.whole if storage == "dense" else MATMUL.packed)[spec.weight.name]
     forward = functools.partial(op.forward, spec, implementation=implementation)
     product = {"out": _split_out, "in": _split_in}.get(storage, lambda forward: forward)(forward)
     if grad == "exact":
@@ -199,11 +226,23 @@ def _product(storage, spec, implementation, grad):
     return contract.with_contract("matmul", product, whole)
 
 
+def sum_of_parts(w: WeightSum, product):
+    """The sum of the products of each part, which were rounded."""
+    first, *others = (product(part) for part in w.parts)
+    if not others:
+        return first
+    total = first.astype(_sum_dtype(first.dtype))
+    for y in others:
+        total += y.astype(total.dtype)
+    return total.astype(first.dtype)
+
+
 def _split_out(forward):
     """Each part makes its own features of the result."""
 
-    def product(x, values, rows, cols):
-        y = jax.vmap(forward, (None, 0, 0, 0), x.ndim - 1)(x, values, rows, cols)
+    def product(x, values, *indices):
+        mapped = (None, 0, *[0] * len(indices))
+        y = jax.vmap(forward, mapped, x.ndim - 1)(x, values, *indices)
         return _merge_last_axes(y)
 
     return product
@@ -212,9 +251,9 @@ def _split_out(forward):
 def _split_in(forward):
     """Each part makes a summand of the result from its own features of `x`."""
 
-    def product(x, values, rows, cols):
+    def product(x, values, *indices):
         parts = _split_last_axis(x, values.shape[0])
-        y = jax.vmap(forward, (x.ndim - 1, 0, 0, 0))(parts, values, rows, cols)
+        y = jax.vmap(forward, (x.ndim - 1, 0, *[0] * len(indices)))(parts, values, *indices)
         return y.astype(_sum_dtype(x.dtype)).sum(0).astype(x.dtype)
 
     return product

@@ -1,5 +1,6 @@
 """Sparse weights from dense arrays and from other libraries' sparse matrices."""
 
+import functools
 import math
 
 import jax
@@ -7,105 +8,126 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.formats.block import Block
 from jaxsparse.formats.parse import as_format
-from jaxsparse.formats.weight import SparseWeight
+from jaxsparse.formats.pattern import Format
+from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.patterns import make
 
 
 def fromdense(
-    w, format, *, sparsity=None, mask=None, capacity: int | None = None, remainder: str = "pad"
+    w,
+    format,
+    *,
+    sparsity=None,
+    mask=None,
+    tolerance=0,
+    capacity: int | None = None,
+    order=None,
+    remainder: str = "pad",
 ) -> SparseWeight:
     """The sparse weight with the entries of a dense array.
 
-    Without `sparsity` or `mask` it is exact: every block with a non-zero entry is stored.
+    Without `sparsity` or `mask` it is exact: whatever has a non-zero entry is stored.
 
     Args:
         w: `[in, out]` or `[*kernel, in, out]`, real, concrete or traced.
-        format: such as `Block((32, 32))` or "32x32".
-        sparsity: keep the blocks of largest Euclidean norm, so many that this share of all blocks
-            is dropped; from 0 to 1.
-        mask: bool, of the shape of `w`: what is false is dropped, blocks with anything true are
+        format: such as `Block((32, 32))` or "32x32", "unstructured", "grouped:8".
+        sparsity: keep the parts of largest Euclidean norm (the weights of largest magnitude, if
+            unstructured), so many that this share of all parts is dropped; from 0 to 1.
+        mask: bool, of the shape of `w`: what is false is dropped, parts with anything true are
             stored.
-        capacity: room for this many blocks. Needed for a traced `w` unless `sparsity` is given.
-            If there are more blocks to store, a concrete `w` raises; a traced one gives a pattern
-            that kernels refuse when they run, and NaN where there are no kernels.
-        remainder: where blocks do not divide the weight, "pad" fills the last ones up with zeros
-            that stay zero; "error" refuses.
+        tolerance: what counts as zero: parts of which no entry is larger in magnitude are not
+            stored.
+        capacity: room for this many parts. Needed for a traced `w` unless `sparsity` is given.
+            If there are more to store, a concrete `w` raises; a traced one gives a pattern that
+            kernels refuse when they run, and NaN where there are no kernels.
+        order: for groups, the outputs in the order in which they form groups, such as
+            `jaxsparse.patterns.similar_outputs(w, 8)`; by default neighbours do.
+        remainder: where blocks or groups do not divide the weight, "pad" fills the last ones up
+            with zeros that stay zero; "error" refuses.
 
     Raises:
         ValueError, TypeError: arguments that contradict themselves or the shape of `w`.
     """
-    if isinstance(w, SparseWeight):
-        raise TypeError("fromdense: w is dense, got a SparseWeight. Use jaxsparse.convert.")
+    if isinstance(w, (SparseWeight, WeightSum)):
+        raise TypeError(f"fromdense: w is dense, got a {type(w).__name__}. Use jaxsparse.convert.")
     w = make.as_array(w)
     _check_numeric("fromdense", w)
     shape, format = make.check_weight_shape("fromdense", w.shape, format)
     _check_remainder(shape, format, remainder)
     if sparsity is not None and mask is not None:
         raise ValueError("fromdense: give sparsity or mask, got both. Apply the mask to w first.")
+    _check_tolerance("fromdense", tolerance)
+    if tolerance and (sparsity is not None or mask is not None):
+        raise ValueError(
+            "fromdense: tolerance says which entries are zero, got it with sparsity or a mask, "
+            "which say so too. Leave one out."
+        )
     if mask is not None:
         mask = _as_mask(mask, shape)
-        pattern = make.from_mask(mask, format, capacity=capacity)
+        pattern = make.from_mask(mask, format, capacity=capacity, order=order)
         w = jnp.where(mask, w, jnp.zeros((), w.dtype))
     elif sparsity is not None:
         if capacity is not None:
             raise ValueError("fromdense: sparsity fixes the capacity, got both. Leave one out.")
         count = make.num_kept("fromdense", math.prod(format.grid(shape)), sparsity)
-        pattern = make.from_scores(block_norms(w, format), format, shape, count)
+        norms = block_norms(w, format, order=order)
+        pattern = make.from_scores(norms, format, shape, count, order=order)
     else:
-        pattern = make.from_mask(_is_nonzero(w), format, capacity=capacity)
+        stored = _is_nonzero(w, tolerance)
+        pattern = make.from_mask(stored, format, capacity=capacity, order=order)
     return SparseWeight(pattern.gather(jnp.asarray(w)), pattern)
 
 
-def fromsparse(matrix, format, *, capacity: int | None = None) -> SparseWeight:
+def fromsparse(matrix, format, *, capacity: int | None = None, order=None) -> SparseWeight:
     """The sparse weight with the stored entries of another library's sparse matrix.
 
     Args:
         matrix: `[in, out]`; a `scipy.sparse` matrix or array of any kind, or a BCOO or BCSR of
             `jax.experimental.sparse`. Entries stored twice are added, as in those libraries.
-        format, capacity: as in `fromdense`. Blocks with a stored entry are stored, also where that
-            entry is zero.
+        format, capacity, order: as in `fromdense`. Parts with a stored entry are stored, also where
+            that entry is zero.
     """
     rows, cols, data = _entries(matrix)
     shape, format = make.check_weight_shape("fromsparse", matrix.shape, format)
+    order = make.check_order("fromsparse", order, shape, format)
     for name, index, size in (("row", rows, shape[0]), ("column", cols, shape[1])):
         if index.size and not 0 <= index.min() <= index.max() < size:
             raise ValueError(
                 f"fromsparse: {name}s must be from 0 to {size - 1}, got {index.min()} to "
                 f"{index.max()}. The matrix is not a valid one."
             )
-    grid = format.grid(shape)
-    stored = np.zeros(grid, bool)
-    stored[rows // format.shape[0], cols // format.shape[1]] = True
-    pattern = make.from_grid(stored, format, shape, capacity=capacity)
-    # Straight into the blocks: the dense matrix may be far larger than memory.
-    slots = np.zeros(grid, np.int64)
-    used = int(stored.sum())
-    slots[np.asarray(pattern.rows)[:used], np.asarray(pattern.cols)[:used]] = np.arange(used)
+    # Straight into the parts: the dense matrix may be far larger than memory.
+    places, inside = format.parts(rows, cols, shape, order)
+    stored, slots = np.unique(places, return_inverse=True)
+    pattern = make.from_places("fromsparse", stored, format, shape, capacity, order)
     values = np.zeros(pattern.values_shape, data.dtype)
-    block_in, block_out = format.shape
-    places = (slots[rows // block_in, cols // block_out], rows % block_in, cols % block_out)
-    np.add.at(values, places, data)
+    np.add.at(values, (slots, *inside), data)
     return SparseWeight(jnp.asarray(values), pattern)
 
 
-def block_norms(w, format) -> jax.Array:
-    """The Euclidean norm of each block, `[grid_rows, grid_cols]`, in float32 (float64 for float64).
+def block_norms(w, format, *, order=None) -> jax.Array:
+    """The Euclidean norm of each part of a format, in float32 (float64 for float64).
 
     Args:
-        w: a dense array or a SparseWeight.
-        format: the blocks to take norms of.
+        w: a dense array or a sparse weight.
+        format: the blocks, groups or single weights to take norms of.
+        order: for groups, as in `fromdense`.
+
+    Returns:
+        `[grid_rows, grid_cols]`, as `jaxsparse.patterns.from_scores` takes it.
     """
-    w = jnp.asarray(w.todense() if isinstance(w, SparseWeight) else w)
+    w = jnp.asarray(w.todense() if isinstance(w, (SparseWeight, WeightSum)) else w)
     _check_numeric("block_norms", w)
     _, format = make.check_weight_shape("block_norms", w.shape, format)
+    order = make.check_order("block_norms", order, w.shape, format)
     magnitude = _magnitude(w)
-    scale = _scale(make.reduce_blocks(magnitude, format, "max"))
-    block_in, block_out = format.shape
-    of_each = jnp.repeat(jnp.repeat(scale, block_in, axis=0), block_out, axis=1)
-    of_each = of_each[: math.prod(w.shape[:-1]), : w.shape[-1]].reshape(w.shape)
-    return scale * jnp.sqrt(make.reduce_blocks((magnitude / of_each) ** 2, format, "sum"))
+    if format.extent == (1, 1):
+        return format.reduce(magnitude, "max", order)
+    scale = _scale(format.reduce(magnitude, "max", order))
+    of_each = format.spread(scale, w.shape, order).reshape(w.shape)
+    squares = format.reduce((magnitude / of_each) ** 2, "sum", order)
+    return scale * jnp.sqrt(squares)
 
 
 def _magnitude(w):
@@ -126,22 +148,25 @@ def _scale(largest):
     return jnp.clip(largest, 1 / limit, limit)
 
 
-def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) -> SparseWeight:
+def convert(
+    w: SparseWeight | WeightSum, format, policy: str = "cover", *, sparsity=None, order=None
+) -> SparseWeight:
     """The weight in another format.
 
     Args:
         w: any sparse weight, known outside `jit` (or `policy="project"`).
         format: the new format.
-        policy: "cover" stores every block that meets a stored one, which loses nothing;
-            "project" keeps the blocks of largest norm.
-        sparsity: for "project": the share of blocks to drop; by default as many entries are
+        policy: "cover" stores every part that meets something stored, which loses nothing;
+            "project" keeps the parts of largest norm.
+        sparsity: for "project": the share of parts to drop; by default as many entries are
             stored as in `w`.
+        order: for groups, as in `fromdense`.
 
     Returns:
         A SparseWeight of the same shape and dtype. `norm_kept(w, result)` says how much a
-        projection kept.
+        projection kept. `with_residual` stores what does not fit well beside the rest instead.
     """
-    if not isinstance(w, SparseWeight):
+    if not isinstance(w, (SparseWeight, WeightSum)):
         raise TypeError(
             f"convert: expected a SparseWeight, got {type(w).__name__}. For arrays use fromdense."
         )
@@ -150,17 +175,68 @@ def convert(w: SparseWeight, format, policy: str = "cover", *, sparsity=None) ->
     if policy == "cover":
         if sparsity is not None:
             raise ValueError('convert: sparsity goes with policy="project", got policy="cover".')
-        mask = w.pattern.mask()
+        mask = _stored(w)
         if make.is_traced(mask):
             raise ValueError(
-                'convert: policy="cover" decides how many blocks are stored, which inside jit '
+                'convert: policy="cover" decides how many parts are stored, which inside jit '
                 'must be known. Convert outside, or use policy="project".'
             )
-        pattern = make.from_mask(np.asarray(mask), format)
+        pattern = make.from_mask(mask, format, order=order)
         return SparseWeight(pattern.gather(dense), pattern)
     if policy == "project":
-        return fromdense(dense, format, sparsity=1 - w.density if sparsity is None else sparsity)
+        sparsity = max(0.0, 1 - w.density) if sparsity is None else sparsity
+        return fromdense(dense, format, sparsity=sparsity, order=order)
     raise ValueError(f'convert: policy is "cover" or "project", got {policy!r}.')
+
+
+def with_residual(w, format, *, filled: float = 0.5, tolerance=0, order=None) -> WeightSum:
+    """A weight as parts that are well filled, and beside them single weights; nothing is lost.
+
+    Regrouped weights are `with_residual(w, "grouped:8", order=similar_outputs(w, 8))`: what a group
+    of outputs has in common is stored once for all, leftovers are unstructured.
+
+    Args:
+        w: a dense array or a sparse weight, known outside `jit`.
+        format: of the parts: blocks or groups.
+        filled: parts of whose entries inside the weight at least this share is not zero are stored
+            as parts; from 0 to 1, more than 0.
+        tolerance, order: as in `fromdense`, for what counts as zero, and for groups.
+
+    Returns:
+        A WeightSum of two SparseWeights, the second unstructured.
+
+    Raises:
+        ValueError: the weight is traced, or `filled` no share.
+    """
+    is_number = isinstance(filled, (int, float, np.number)) and not isinstance(filled, bool)
+    if not is_number or not 0 < filled <= 1:
+        raise ValueError(f"with_residual: filled is a share above 0, up to 1, got {filled!r}.")
+    _check_tolerance("with_residual", tolerance)
+    stored = _stored(w) if isinstance(w, (SparseWeight, WeightSum)) else None
+    dense = make.as_array(w.todense() if isinstance(w, (SparseWeight, WeightSum)) else w)
+    _check_numeric("with_residual", dense)
+    if make.is_traced(dense, stored):
+        raise ValueError("with_residual: the weight is traced. Call it outside jit.")
+    shape, format = make.check_weight_shape("with_residual", dense.shape, format)
+    order = make.check_order("with_residual", order, shape, format)
+    nonzero = np.asarray(_is_nonzero(dense, tolerance))
+    counts = format.reduce(nonzero.astype(np.int32), "sum", order)
+    sizes = format.reduce(np.ones(shape, np.int32), "sum", order)
+    chosen = (counts >= filled * sizes) & (counts > 0)
+    parts = make.from_grid(chosen, format, shape, order=order)
+    rest = nonzero & ~format.spread(chosen, shape, order).reshape(shape)
+    residual = make.from_mask(rest, "unstructured")
+    dense = jnp.asarray(dense)
+    return WeightSum(tuple(SparseWeight(p.gather(dense), p) for p in (parts, residual)))
+
+
+def _stored(w: SparseWeight | WeightSum):
+    """Where a weight stores entries; on the host where that is known."""
+    parts = w.parts if isinstance(w, WeightSum) else (w,)
+    masks = [part.pattern.mask() for part in parts]
+    if make.is_traced(*masks):
+        return functools.reduce(jnp.logical_or, masks)
+    return functools.reduce(np.logical_or, map(np.asarray, masks))
 
 
 def norm_kept(original, projected) -> jax.Array:
@@ -170,7 +246,7 @@ def norm_kept(original, projected) -> jax.Array:
             f"norm_kept: both must have one shape, got {original.shape} and {projected.shape}."
         )
     whole, kept = (
-        _magnitude(jnp.asarray(a.todense() if isinstance(a, SparseWeight) else a))
+        _magnitude(jnp.asarray(a.todense() if isinstance(a, (SparseWeight, WeightSum)) else a))
         for a in (original, projected)
     )
     scale = _scale(jnp.max(whole, initial=0))
@@ -178,8 +254,12 @@ def norm_kept(original, projected) -> jax.Array:
     return jnp.where(whole == 0, 1.0, jnp.sqrt(kept / whole))
 
 
-def _is_nonzero(w):
-    """Where `w` is not zero; NaN is not, and no subnormal is."""
+def _is_nonzero(w, tolerance=0):
+    """Where `w` is not zero; NaN is not, and without a tolerance no subnormal is."""
+    if tolerance:
+        xp = jnp if make.is_traced(w) else np
+        w = w if xp is jnp else np.asarray(w)
+        return ~(xp.abs(w) <= tolerance)
     if not make.is_traced(w):
         return np.asarray(w) != 0
     if not jnp.issubdtype(w.dtype, jnp.floating):
@@ -194,14 +274,23 @@ def _check_numeric(function: str, w) -> None:
         raise TypeError(f"{function}: a weight holds numbers, got dtype {w.dtype}.")
 
 
-def _check_remainder(shape, format: Block, remainder: str) -> None:
+def _check_tolerance(function: str, tolerance) -> None:
+    is_number = isinstance(tolerance, (int, float, np.number)) and not isinstance(tolerance, bool)
+    if not is_number or not 0 <= tolerance < math.inf:
+        raise ValueError(
+            f"{function}: tolerance is a number, 0 or more, up to which a magnitude counts as "
+            f"zero, got {tolerance!r}."
+        )
+
+
+def _check_remainder(shape, format: Format, remainder: str) -> None:
     if remainder not in ("pad", "error"):
         raise ValueError(f'fromdense: remainder is "pad" or "error", got {remainder!r}.')
     size_in, size_out = math.prod(shape[:-1]), shape[-1]
-    if remainder == "error" and (size_in % format.shape[0] or size_out % format.shape[1]):
+    if remainder == "error" and (size_in % format.extent[0] or size_out % format.extent[1]):
         raise ValueError(
-            f"fromdense: blocks of {format} do not tile a weight of shape {shape} (matrix view "
-            f'{(size_in, size_out)}). Use remainder="pad", or other blocks.'
+            f"fromdense: {format} {format.noun} do not tile a weight of shape {shape} (matrix view "
+            f'{(size_in, size_out)}). Use remainder="pad", or another format.'
         )
 
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from jaxsparse.formats.block import BlockPattern, check_usable
+from jaxsparse.formats.pattern import Pattern, check_pattern, check_usable
 from jaxsparse.formats.weight import SparseWeight
 
 _SHADES = " ░▒▓█"
@@ -38,7 +38,7 @@ class Statistics:
     index_bytes: int
 
 
-def statistics(pattern: BlockPattern | SparseWeight) -> Statistics:
+def statistics(pattern: Pattern | SparseWeight) -> Statistics:
     """Counts of a pattern that is known (not traced).
 
     Raises:
@@ -63,7 +63,7 @@ def statistics(pattern: BlockPattern | SparseWeight) -> Statistics:
     )
 
 
-def picture(pattern: BlockPattern | SparseWeight, *, width: int = 64) -> str:
+def picture(pattern: Pattern | SparseWeight, *, width: int = 64) -> str:
     """A picture of a known pattern, inputs downwards and outputs to the right.
 
     Each character stands for one block, or for a rectangle of blocks where the grid is wider than
@@ -89,10 +89,9 @@ def picture(pattern: BlockPattern | SparseWeight, *, width: int = 64) -> str:
     return "\n".join([f"{pattern!r}{each}", edge, *(f"|{line}|" for line in lines), edge])
 
 
-def _known(pattern, function: str) -> BlockPattern:
+def _known(pattern, function: str) -> Pattern:
     pattern = pattern.pattern if isinstance(pattern, SparseWeight) else pattern
-    if not isinstance(pattern, BlockPattern):
-        raise TypeError(f"{function}: expected a pattern, got {type(pattern).__name__}.")
+    check_pattern(function, pattern)
     check_usable(function, pattern)
     return pattern
 

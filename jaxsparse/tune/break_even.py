@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxsparse.core import dispatch
 from jaxsparse.formats.block import Block
-from jaxsparse.ops.matmul import block_matmul, stored_dense_matmul
+from jaxsparse.ops.matmul import MATMUL, MatmulSpec
 from jaxsparse.patterns import make
 
 DENSITIES = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 0.0)
@@ -29,7 +29,7 @@ BLOCKS = (4, 8, 16, 32)
 SHAPE = (1024, 1024)
 MEMBERS = [
     getattr(op, role)
-    for op in (block_matmul, stored_dense_matmul)
+    for op in (MATMUL.packed["block"], MATMUL.whole["block"])
     for role in ("forward", "input_grad", "weight_grad")
 ]
 
@@ -74,8 +74,9 @@ def _measure_class(table, dtype, batch, block, compare, report):
             pattern = make.random(jax.random.key(0), format, SHAPE, sparsity=1 - density)
             arrays = {**kinds, "w": pattern.gather(kinds["dense"])}
             operands = [arrays[kind.name] for kind in member.operands]
+            spec = MatmulSpec(pattern.spec())
             ours, theirs = (
-                jax.jit(functools.partial(member, pattern.spec(), implementation=implementation))
+                jax.jit(functools.partial(member, spec, implementation=implementation))
                 for implementation in ("ffi", "xla")
             )
             return compare(

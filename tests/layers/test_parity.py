@@ -266,7 +266,7 @@ PATTERN = js.patterns.full("8x8", (24, 40))
         ({"format": 8.0}, TypeError, "expected a format"),
         ({"pattern": PATTERN, "sparsity": 0.5}, ValueError, "Give one of them"),
         ({"pattern": PATTERN, "format": "4x8"}, ValueError, "must be that of the pattern, 8x8"),
-        ({"pattern": "8x8"}, TypeError, "pattern is a BlockPattern, got str"),
+        ({"pattern": "8x8"}, TypeError, "pattern is a Pattern, got str"),
         (
             {"pattern": js.patterns.full("8x8", (24, 48))},
             ValueError,

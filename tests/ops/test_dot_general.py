@@ -187,7 +187,7 @@ def test_dot_general_maps_over_patterns_in_one_call(rng):
     mapped = jax.vmap(one)
     oracle.equal_exactly(mapped(lhs, rhs, problem.pattern), problem.expected(), "y")
     calls = js.explain(mapped, lhs, rhs, problem.pattern)
-    assert [call.member for call in calls].count("stored_dense_matmul_forward") == 1
+    assert [call.member for call in calls].count("stored_dense_block_matmul_forward") == 1
 
 
 def test_dot_general_with_a_pattern_is_a_product_for_flax_layers(rng):
