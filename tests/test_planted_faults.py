@@ -234,10 +234,10 @@ def broken_reference(fault):
 
     def reference(spec, x, values, rows, cols):
         values, rows, cols = fault(values, rows, cols)
-        block_in, block_out = spec.block_shape
+        block_in, block_out = spec.weight.block_shape
         i = rows[:, None, None] * block_in + jnp.arange(block_in)[None, :, None]
         o = cols[:, None, None] * block_out + jnp.arange(block_out)[None, None, :]
-        dense = jnp.zeros(spec.weight_shape, values.dtype).at[i, o].add(values, mode="drop")
+        dense = jnp.zeros(spec.weight.weight_shape, values.dtype).at[i, o].add(values, mode="drop")
         return x @ dense
 
     return reference
@@ -257,12 +257,13 @@ FAULTS_OF_THE_LIBRARY = {
 def test_a_fault_in_the_reference_of_a_family_is_caught_in_all_members(fault):
     """The members' references follow from one: a fault in it shows in all three."""
     from jaxsparse.core.bilinear import BilinearOp
+    from jaxsparse.ops.matmul import MatmulSpec
 
     layer = cases.make(SQUARE, unused=2)
     op = BilinearOp(f"faulty_{fault}", broken_reference(FAULTS_OF_THE_LIBRARY[fault]), {})
     w = layer.weight(garbage=False)
     values = jnp.where(w.values == 0, 1.0, w.values)  # ones where nothing should be read
-    indices, spec = w.pattern.indices, w.pattern.spec()
+    indices, spec = w.pattern.indices, MatmulSpec(w.pattern.spec())
     results = (
         (op.forward(spec, layer.array("x"), values, *indices), layer.y()),
         (op.input_grad(spec, values, layer.array("g"), *indices), layer.dx()),

@@ -81,11 +81,11 @@ def change_pattern(layer: str, kernel, stored, new: Pattern):
     for what, was, given in (
         ("format", old.format, new.format),
         ("shape", old.shape, new.shape),
-        ("indices", [i.shape for i in old.indices], [i.shape for i in new.indices]),
+        ("shapes of indices", [i.shape for i in old.indices], [i.shape for i in new.indices]),
     ):
         if was != given:
             raise ValueError(
-                f"{layer}: the new pattern's {what} must be that of the old one, {was}, got "
+                f"{layer}: the new pattern must have the {what} of the old one, {was}, got "
                 f"{given}. Make it with capacity={old.capacity}, or make a new layer."
             )
     new = new.with_indices(*map(jnp.asarray, new.indices))

@@ -96,11 +96,11 @@ def test_set_pattern_keeps_shared_blocks_and_starts_new_ones_at_zero():
 
 def test_set_pattern_refuses_other_sizes_and_dense_layers():
     layer = jnnx.Linear(16, 32, rngs=nnx.Rngs(0), **SPARSE)
-    with pytest.raises(ValueError, match=r"Linear.set_pattern: the new pattern's rows.shape"):
+    with pytest.raises(ValueError, match="set_pattern: the new pattern must have the shapes"):
         layer.set_pattern(js.patterns.full("8x8", (16, 32)))
-    with pytest.raises(ValueError, match=r"pattern's format must be that of the old one, 8x8"):
+    with pytest.raises(ValueError, match=r"pattern must have the format of the old one, 8x8"):
         layer.set_pattern(js.patterns.full("4x8", (16, 32)))
-    with pytest.raises(TypeError, match="a pattern is a BlockPattern, got list"):
+    with pytest.raises(TypeError, match="a pattern is one of jaxsparse.patterns, got list"):
         layer.set_pattern([[0, 1]])
     with pytest.raises(ValueError, match="the layer must be sparse, got format=None"):
         jnnx.Linear(16, 32, rngs=nnx.Rngs(0)).set_pattern(random_pattern(0))
