@@ -11,6 +11,7 @@ window, with inputs and outputs exchanged.
 import dataclasses
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 # How inputs beyond the edge are made from those inside, by the names that `jax.numpy.pad` has.
 _FILLS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
@@ -83,7 +84,7 @@ def dilated(space: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
 # Arguments ----------------------------------------------------------------------------------------
 
 
-def per_axis(function: str, name: str, value, rank: int, least: int = 1) -> tuple[int, ...]:
+def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) -> tuple[int, ...]:
     """One int per space axis, from an int, None (1) or a sequence.
 
     Raises:
@@ -91,10 +92,9 @@ def per_axis(function: str, name: str, value, rank: int, least: int = 1) -> tupl
         TypeError: what is no int.
     """
     value = 1 if value is None else value
-    is_one = not isinstance(value, Sequence) and not hasattr(value, "__len__")
-    given = (value,) * rank if is_one or isinstance(value, str) else tuple(value)
+    is_one = isinstance(value, str) or not hasattr(value, "__len__")
     try:
-        sizes = tuple(operator.index(n) for n in given)
+        sizes = tuple(map(operator.index, (value,) * rank if is_one else value))
     except TypeError:
         raise TypeError(
             f"{function}: {name} is an int or one int per space axis, got {value!r}."
@@ -132,7 +132,7 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
 
 def _pair(given) -> tuple[int, int]:
     if not isinstance(given, Sequence):
-        return (operator.index(given),) * 2
+        return operator.index(given), operator.index(given)
     if isinstance(given, str) or len(given) != 2:
         raise TypeError
     return operator.index(given[0]), operator.index(given[1])
