@@ -94,7 +94,8 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
     value = 1 if value is None else value
     is_one = isinstance(value, str) or not hasattr(value, "__len__")
     try:
-        sizes = tuple(map(operator.index, (value,) * rank if is_one else value))
+        given: tuple[Any, ...] = (value,) * rank if is_one else tuple(value)
+        sizes = tuple(map(operator.index, given))
     except TypeError:
         raise TypeError(
             f"{function}: {name} is an int or one int per space axis, got {value!r}."
