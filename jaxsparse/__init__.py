@@ -1,7 +1,7 @@
 """Sparse neural-network ops for JAX.
 
-`matmul(x, w)` takes a `SparseWeight`, which `fromdense(w, "32x32", sparsity=0.9)` makes. Patterns
-are made and changed in `jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx` and
+`matmul(x, w)` and `conv(x, w)` take a `SparseWeight`, which `fromdense(w, "32x32", sparsity=0.9)`
+makes. Patterns are made and changed in `jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx` and
 `jaxsparse.linen`, which need Flax and are imported when asked for.
 """
 
@@ -13,6 +13,9 @@ from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
+from jaxsparse.ops.conv import conv
+from jaxsparse.ops.conv_general_dilated import conv_general_dilated
+from jaxsparse.ops.conv_transpose import conv_transpose
 from jaxsparse.ops.dot_general import dot_general
 from jaxsparse.ops.matmul import matmul, sddmm
 from jaxsparse.patterns.dense import (
@@ -37,6 +40,9 @@ __all__ = [
     "Unstructured",
     "WeightSum",
     "block_norms",
+    "conv",
+    "conv_general_dilated",
+    "conv_transpose",
     "convert",
     "disabled_export_checks",
     "dot_general",

@@ -232,13 +232,87 @@ def _unet() -> Iterator[ConvProblem]:
 CONV_LAYERS = (*_resnet50(), *_mobilenet_v1(), *_vgg16(), *_dcgan(), *_unet())
 
 
+_conv = functools.partial(ConvProblem, batch=(2,), sparsity=0.5)
+_plain = functools.partial(_conv, space=(6, 5), kernel=(3, 3), features=(5, 7))
+_up = functools.partial(_conv, space=(4, 3), features=(5, 7), transposed=True)
+
+# Geometry where it goes wrong, as small as it can be.
+SMALL_CONVS = (
+    _plain("plain"),
+    _plain("valid", padding="VALID"),
+    _plain("stride2", strides=(2, 2)),
+    _plain("stride3", strides=(3, 3), padding="VALID"),
+    _plain("strides_unequal", strides=(3, 2), padding=((1, 1), (0, 2))),
+    _plain("stride_above_kernel", kernel=(1, 2), strides=(3, 4)),
+    _plain("lower", kernel=(2, 4), padding="SAME_LOWER"),
+    _plain("even_kernel", kernel=(2, 4), strides=(1, 2)),
+    _plain("point", kernel=(1, 1)),
+    _plain("point_stride2", kernel=(1, 1), strides=(2, 2)),
+    _plain("point_padded", kernel=(1, 1), padding=((1, 0), (0, 2))),
+    _plain("kernel_above_input", space=(3, 2), kernel=(5, 4), padding=((3, 2), (1, 3))),
+    _plain("no_output", space=(3, 3), kernel=(5, 2), padding="VALID"),
+    _plain("no_output_stride", space=(2, 3), strides=(5, 5), padding="VALID"),
+    _plain("asymmetric", padding=((0, 2), (2, 1)), strides=(1, 2)),
+    _plain("wide_padding", padding=((4, 0), (0, 5))),
+    _plain("wide_padding_stride2", padding=((4, 3), (3, 4)), strides=(2, 2)),
+    _plain("negative_padding", padding=((-1, 2), (1, -2))),
+    _plain("negative_padding_both", padding=((-2, -1), (-1, -1)), strides=(1, 2), kernel=(2, 2)),
+    _plain("dilated", space=(9, 8), kernel_dilation=(2, 3)),
+    _plain("dilated_stride2", space=(9, 8), kernel_dilation=(2, 1), strides=(2, 2)),
+    _plain("dilated_above_input", kernel_dilation=(4, 4), padding=((4, 4), (4, 4))),
+    _plain("two_groups", features=(4, 6), feature_group_count=2),
+    _plain("three_groups_stride2", features=(6, 9), feature_group_count=3, strides=(2, 2)),
+    _plain("depthwise", features=(9, 9), feature_group_count=9),
+    _plain("depthwise_times_two", features=(4, 8), feature_group_count=4, strides=(2, 1)),
+    _plain("one_pixel", space=(1, 1)),
+    _plain("two_pixels", space=(2, 2), padding=((1, 1), (1, 1))),
+    _plain("one_channel", features=(1, 1)),
+    _plain("many_outputs", space=(3, 2), kernel=(1, 1), features=(3, 1030)),
+    _plain("many_inputs", space=(2, 2), kernel=(1, 2), features=(130, 5)),
+    _plain("lanes", space=(19, 17), features=(9, 11), batch=(3,)),
+    _plain("lanes_stride2", space=(19, 18), features=(6, 9), strides=(2, 2)),
+    _plain("long_row", space=(1, 70), kernel=(1, 5), features=(3, 4)),
+    _plain("long_column", space=(70, 1), kernel=(5, 1), features=(3, 4)),
+    _plain("full", sparsity=0.0),
+    _plain("empty", sparsity=1.0),
+    _plain("no_batch", batch=()),
+    _plain("two_batch_axes", batch=(2, 3)),
+    _plain("empty_batch", batch=(0,)),
+    *(
+        _conv(f"batch_{n}", (3, 2), (2, 2), (3, 4), batch=(n,), strides=(1, 2))
+        for n in (1, 63, 64, 65)
+    ),
+    _conv("one_axis", (11,), (3,), (5, 7)),
+    _conv("one_axis_stride2", (12,), (4,), (5, 6), strides=(2,), kernel_dilation=(2,)),
+    _conv("one_axis_grouped", (9,), (2,), (6, 4), feature_group_count=2, batch=(2, 2)),
+    _conv("three_axes", (4, 3, 5), (2, 3, 2), (3, 4)),
+    _conv("three_axes_stride2", (5, 4, 3), (3, 1, 2), (4, 6), (2, 1, 2), feature_group_count=2),
+    _up("up", kernel=(3, 3)),
+    _up("up_stride2", kernel=(4, 4), strides=(2, 2)),
+    _up("up_odd_stride2", kernel=(3, 3), strides=(2, 2)),
+    _up("up_without_overlap", kernel=(2, 2), strides=(2, 2), padding="VALID"),
+    _up("up_with_gaps", kernel=(2, 1), strides=(3, 3)),
+    _up("up_with_gaps_valid", kernel=(2, 1), strides=(3, 3), padding="VALID"),
+    _up("up_unequal", kernel=(3, 4), strides=(1, 3), padding="VALID"),
+    _up("up_padded", kernel=(3, 3), strides=(2, 2), padding=((1, 3), (4, 0))),
+    _up("up_negative_padding", kernel=(3, 2), strides=(2, 2), padding=((-1, 2), (2, -2))),
+    _up("up_dilated", kernel=(3, 2), strides=(2, 1), kernel_dilation=(2, 3)),
+    _up("up_groups", kernel=(3, 3), strides=(2, 2), features=(4, 6), feature_group_count=2),
+    _up("up_depthwise", kernel=(2, 2), strides=(2, 2), features=(5, 5), feature_group_count=5),
+    _up("up_no_batch", kernel=(3, 3), strides=(2, 2), batch=()),
+    _up("up_lanes", space=(9, 9), kernel=(4, 4), strides=(2, 2), batch=(3,)),
+    _conv("up_one_axis", (5,), (4,), (5, 7), strides=(3,), transposed=True),
+    _conv("up_three_axes", (2, 1, 3), (2, 3, 2), (3, 4), strides=(2, 1, 2), transposed=True),
+)
+
+
 def conv_by_name(name: str) -> ConvProblem:
     """The convolution of this name.
 
     Raises:
         ValueError: there is none; the error lists the names.
     """
-    table = {problem.name: problem for problem in CONV_LAYERS}
+    table = {problem.name: problem for problem in (*CONV_LAYERS, *SMALL_CONVS)}
     if name not in table:
         raise ValueError(f"problems: expected one of {', '.join(table)}, got {name!r}.")
     return table[name]

@@ -11,7 +11,8 @@ from jax import lax
 from jaxsparse.formats.columns import ColumnPattern, num_taps
 from jaxsparse.formats.pattern import Pattern, check_pattern
 from jaxsparse.formats.weight import SparseWeight, WeightSum, check_sum, check_values
-from jaxsparse.ops.matmul import matmul, sum_of_parts
+from jaxsparse.ops.arguments import sum_over
+from jaxsparse.ops.matmul import matmul
 from jaxsparse.ops.options import check_options
 
 
@@ -75,7 +76,7 @@ def dot_general(
     if isinstance(rhs, WeightSum):
         check_sum("dot_general", rhs)
         product = lambda part: dot_general(lhs, part, dimension_numbers, **arguments)
-        return sum_of_parts(rhs, product)
+        return sum_over(rhs.parts, product)
     if isinstance(rhs, SparseWeight):
         return packed_dot_general(lhs, rhs, rhs.shape, dimension_numbers, **arguments)
     if pattern is None:

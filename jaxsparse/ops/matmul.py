@@ -10,16 +10,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsparse.core import contract, partition
-from jaxsparse.formats.pattern import (
-    Pattern,
-    WeightSpec,
-    check_pattern,
-    check_same_shape,
-    check_single,
-)
-from jaxsparse.formats.split import SplitWeight
-from jaxsparse.formats.weight import SparseWeight, WeightSum, check_sum, check_values
-from jaxsparse.ops import families
+from jaxsparse.formats.pattern import Pattern, WeightSpec, check_pattern, check_single
+from jaxsparse.ops import arguments, families
 from jaxsparse.ops.options import check_options
 
 
@@ -50,13 +42,10 @@ class MatmulSpec:
         return self.weight.shape_class(batch)
 
 
-def _sum_dtype(dtype):
-    """What sums are taken in: float32 for the short floats, else the dtype itself."""
-    return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
-
-
 def _dot(spec, x, w):
-    y = jnp.matmul(x, w, precision=spec.precision, preferred_element_type=_sum_dtype(x.dtype))
+    y = jnp.matmul(
+        x, w, precision=spec.precision, preferred_element_type=arguments.sum_dtype(x.dtype)
+    )
     return y.astype(x.dtype)
 
 
@@ -113,59 +102,24 @@ def matmul(
         NotImplementedError: `implementation="ffi"` where there is no kernel.
     """
     check_options("matmul", implementation, grad)
-    x = _as_array("matmul", "x", x)
-    if isinstance(w, WeightSum):
-        check_sum("matmul", w)
-        return sum_of_parts(
-            w,
-            lambda part: matmul(
-                x,
-                part,
-                pattern=pattern,
-                precision=precision,
-                preferred_element_type=preferred_element_type,
-                implementation=implementation,
-                grad=grad,
-            ),
-        )
-    if isinstance(w, (SparseWeight, SplitWeight)):
-        if pattern is not None:
-            raise ValueError("matmul: a sparse weight has its pattern, got another. Drop it.")
-        if grad == "dense":
-            raise ValueError(
-                'matmul: grad="dense" is the gradient of weights that are not stored, got a '
-                f"{type(w).__name__}, which has none. Pass an array w with pattern=w.pattern."
-            )
-        check_values("matmul", w.values, w.pattern)
-        shape, weights, pattern = w.shape, w.values, w.pattern
-        storage = w.features if isinstance(w, SplitWeight) else "packed"
-    else:
-        weights = _as_array("matmul", "w", w)
-        shape, storage = weights.shape, "dense"
-        if pattern is None:
-            if implementation == "ffi":
-                raise ValueError(
-                    'matmul: implementation="ffi" needs a sparse weight, got an array. Use '
-                    "jaxsparse.fromdense, or pass a pattern."
-                )
+    x = arguments.as_array("matmul", "x", x)
+    weights = arguments.read_weights("matmul", w, pattern, implementation, grad)
+    _check_shapes(x, weights[0].shape)
+    result, wide = arguments.result_dtypes(x.dtype, preferred_element_type)
+
+    def by(weight):
+        arguments.check_same_dtype("matmul", "x", x, "w", weight.numbers)
+        operand, numbers = arguments.cast(x, wide), arguments.cast(weight.numbers, wide)
+        if weight.pattern is None:
+            dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+            y = lax.dot_general(operand, numbers, dimensions, precision, arguments.sum_dtype(wide))
         else:
-            check_pattern("matmul", pattern)
-            check_same_shape("matmul", weights, pattern.shape)
-    if pattern is not None and storage in ("packed", "dense"):
-        check_single("matmul", pattern)
-    _check_operands(x, weights, shape)
-    result = x.dtype if preferred_element_type is None else jnp.dtype(preferred_element_type)
-    wide = _wider(x.dtype, result)
-    x, weights = _cast(x, wide), _cast(weights, wide)
-    if pattern is None:
-        dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-        y = lax.dot_general(x, weights, dimensions, precision, _sum_dtype(wide))
-    else:
-        precision = tuple(precision) if isinstance(precision, list) else precision
-        spec = MatmulSpec(pattern.spec(), precision)
-        product = _product(storage, spec, implementation, grad)
-        y = product(x, weights, *pattern.indices)
-    return _cast(y, result)
+            spec = MatmulSpec(weight.pattern.spec(), arguments.hashable(precision))
+            product = _product(weight.storage, spec, implementation, grad)
+            y = product(operand, numbers, *weight.pattern.indices)
+        return arguments.cast(y, result)
+
+    return arguments.sum_over(weights, by)
 
 
 def sddmm(a, b, pattern: Pattern, *, precision=None, implementation=None) -> jax.Array:
@@ -189,10 +143,10 @@ def sddmm(a, b, pattern: Pattern, *, precision=None, implementation=None) -> jax
         ValueError, TypeError: shapes or dtypes that do not fit.
     """
     check_options("sddmm", implementation)
-    a, b = _as_array("sddmm", "a", a), _as_array("sddmm", "b", b)
+    a, b = arguments.as_array("sddmm", "a", a), arguments.as_array("sddmm", "b", b)
     check_pattern("sddmm", pattern)
     check_single("sddmm", pattern)
-    spec = MatmulSpec(pattern.spec(), precision)
+    spec = MatmulSpec(pattern.spec(), arguments.hashable(precision))
     size_in, size_out = spec.weight.weight_shape
     for name, array, size in (("a", a, size_in), ("b", b, size_out)):
         if array.ndim < 1 or array.shape[-1] != size:
@@ -205,7 +159,7 @@ def sddmm(a, b, pattern: Pattern, *, precision=None, implementation=None) -> jax
             f"sddmm: a and b must have the same batch axes, got a.shape={a.shape} and "
             f"b.shape={b.shape}."
         )
-    _check_same_dtype("sddmm", "a", a, "b", b)
+    arguments.check_same_dtype("sddmm", "a", a, "b", b)
     op = MATMUL.packed[spec.weight.name]
     return op.weight_grad(spec, a, b, *pattern.indices, implementation=implementation)
 
@@ -216,7 +170,7 @@ def _product(storage, spec, implementation, grad):
 
     Kept, because making a contract costs more than a small product.
     """
-    _check_precision(spec.precision)
+    arguments.check_precision(spec.precision)
     op = (MATMUL.whole if storage == "dense" else MATMUL.packed)[spec.weight.name]
     forward = functools.partial(op.forward, spec, implementation=implementation)
     product = {"out": _split_out, "in": _split_in}.get(storage, lambda forward: forward)(forward)
@@ -224,17 +178,6 @@ def _product(storage, spec, implementation, grad):
         return product
     whole = functools.partial(_whole_weight_grad, spec.precision) if grad == "dense" else None
     return contract.with_contract("matmul", product, whole)
-
-
-def sum_of_parts(w: WeightSum, product):
-    """The sum of the products of each part, which were rounded."""
-    first, *others = (product(part) for part in w.parts)
-    if not others:
-        return first
-    total = first.astype(_sum_dtype(first.dtype))
-    for y in others:
-        total += y.astype(total.dtype)
-    return total.astype(first.dtype)
 
 
 def _split_out(forward):
@@ -254,7 +197,7 @@ def _split_in(forward):
     def product(x, values, *indices):
         parts = _split_last_axis(x, values.shape[0])
         y = jax.vmap(forward, (x.ndim - 1, 0, *[0] * len(indices)))(parts, values, *indices)
-        return y.astype(_sum_dtype(x.dtype)).sum(0).astype(x.dtype)
+        return y.astype(arguments.sum_dtype(x.dtype)).sum(0).astype(x.dtype)
 
     return product
 
@@ -282,41 +225,12 @@ def _explicit_sharding(x, change):
 def _whole_weight_grad(precision, x, g):
     batch = tuple(range(x.ndim - 1))
     dimensions = ((batch, batch), ((), ()))
-    return lax.dot_general(x, g, dimensions, precision, _sum_dtype(x.dtype)).astype(x.dtype)
+    return lax.dot_general(x, g, dimensions, precision, arguments.sum_dtype(x.dtype)).astype(
+        x.dtype
+    )
 
 
-def _wider(dtype, preferred):
-    """The dtype to compute in: the preferred one where it holds every value of the other."""
-    if dtype == preferred:
-        return dtype
-    with jax.numpy_dtype_promotion(
-        "standard"
-    ):  # strict mode is for operands, not for this question
-        return preferred if jnp.promote_types(dtype, preferred) == preferred else dtype
-
-
-def _cast(x, dtype):
-    # Not even a cast that does nothing is free in an eager call.
-    return x if x.dtype == dtype else x.astype(dtype)
-
-
-def _as_array(function: str, name: str, x) -> jax.Array:
-    is_array = hasattr(x, "shape") and hasattr(x, "dtype")
-    if not is_array and not isinstance(x, (int, float, list, tuple)):
-        raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}.")
-    array = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{function}: {name} must hold numbers, got dtype {array.dtype}.")
-    return array
-
-
-def _check_precision(precision):
-    """Raises lax's own error for a precision that there is not."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-    jax.eval_shape(functools.partial(lax.dot, precision=precision), one, one)
-
-
-def _check_operands(x, weights, shape):
+def _check_shapes(x, shape):
     if len(shape) != 2:
         raise ValueError(
             f"matmul: the weight must have two axes, [in, out], got shape {tuple(shape)}."
@@ -325,13 +239,4 @@ def _check_operands(x, weights, shape):
         got = f"whose last axis has {x.shape[-1]}" if x.ndim else "which has no axes"
         raise ValueError(
             f"matmul: the weight takes {shape[0]} input features, got x.shape={x.shape}, {got}."
-        )
-    _check_same_dtype("matmul", "x", x, "w", weights)
-
-
-def _check_same_dtype(function, name_a, a, name_b, b):
-    if a.dtype != b.dtype:
-        raise TypeError(
-            f"{function}: {name_a} and {name_b} must have one dtype, got {a.dtype} and {b.dtype}. "
-            "Cast one of them."
         )
