@@ -68,8 +68,9 @@ def matmul(
 
     y[..., o] = sum over inputs i of x[..., i] * w[i, o]
 
-    Weights that are not stored multiply nothing in a kernel; in plain JAX they are zeros, so that
-    an Inf or NaN of `x` makes NaN of every result of its row.
+    Weights that are not stored multiply nothing in a kernel; in plain JAX, and in kernels where
+    most of a pattern of small blocks is stored, they are zeros, so that an Inf or NaN of `x` makes
+    NaN of every result of its row.
 
     Args:
         x: `[*batch, in]`; float32, bfloat16, float16 or float64 have kernels, other numbers run in

@@ -103,6 +103,18 @@ TEST_CASE("products equal the definition on integers, with groups") {
   }
 }
 
+TEST_CASE("products equal the definition on integers, where small blocks are joined") {
+  const int64_t shapes[][2] = {{4, 4}, {8, 8}, {16, 16}, {8, 16}, {16, 8}, {2, 16}, {32, 8}};
+  for (const DType dtype : kDTypes) {
+    for (const auto& [block_in, block_out] : shapes) {
+      for (const double density : {0.4, 0.93, 1.0}) {
+        CheckExact({131, 67, 83, block_in, block_out, density}, dtype, cpu::CallerOnly());
+        CheckExact({33, 96, 64, block_in, block_out, density}, dtype, cpu::CallerOnly());
+      }
+    }
+  }
+}
+
 // Panels of packed rows hold 4 MiB, chunks of weights 256 KiB; these problems have several.
 TEST_CASE("products equal the definition on integers, over several panels and chunks") {
   ThreadPool pool(2);
@@ -110,6 +122,8 @@ TEST_CASE("products equal the definition on integers, over several panels and ch
     CheckExact({700, 2050, 40, 64, 32, 0.1}, dtype, pool);
     CheckExact({300, 40, 4100, 32, 64, 0.1}, dtype, pool);
     CheckExact({40, 2048, 160, 128, 128, 0.4}, dtype, pool);
+    CheckExact({700, 2050, 40, 16, 16, 1.0}, dtype, pool);
+    CheckExact({300, 40, 4100, 8, 8, 1.0}, dtype, pool);
   }
 }
 

@@ -8,8 +8,8 @@
 
 namespace jaxsparse::cpu {
 
-Status BlockForward(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool);
-Status BlockInputGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool);
-Status BlockWeightGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool);
+Status BlockForward(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool);
+Status BlockInputGrad(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool);
+Status BlockWeightGrad(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool);
 
 }  // namespace jaxsparse::cpu

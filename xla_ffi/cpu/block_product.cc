@@ -1,11 +1,14 @@
 // Forward, y = x W, and input gradient, dx = dy W^T: one product of rows with blocks. The input
 // gradient takes the blocks by row and transposes each, right before use.
 #include <algorithm>
+#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "cpu/block_matmul.h"
 #include "cpu/block_pattern.h"
 #include "cpu/groups.h"
+#include "cpu/joined_blocks.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
 #include "cpu/strips.h"
@@ -32,7 +35,23 @@ struct Product {
   int64_t block_depth, block_width;
   const BlockOrder* order;  // lines of blocks along the width
   bool transposed;
+  const JoinedBlocks* joined = nullptr;  // how these blocks are made of stored ones, if they are
+
+  int64_t num_depth_blocks() const { return CeilDiv(depth, block_depth); }
 };
+
+template <int64_t kBytes>
+void CopyRowsOf(const char* from, int64_t rows, char* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * stride, from + r * kBytes, kBytes);
+}
+
+// Rows that follow each other. Of a few bytes: a call for each would take longer than the copy.
+void CopyRows(const char* from, int64_t rows, int64_t bytes, char* to, int64_t stride) {
+  if (bytes == 16) return CopyRowsOf<16>(from, rows, to, stride);
+  if (bytes == 32) return CopyRowsOf<32>(from, rows, to, stride);
+  if (bytes == 64) return CopyRowsOf<64>(from, rows, to, stride);
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(to + r * stride, from + r * bytes, bytes);
+}
 
 // How a product is computed with some tiles, for pieces of work on any thread.
 class ProductRun {
@@ -42,10 +61,10 @@ class ProductRun {
         t_(tiles),
         strips_(tiles.lanes, product.block_width, product.width),
         kernel_(Kernel(product, tiles)),
-        packs_weights_(product.transposed || !kernel_.reads_stored_weights ||
-                       product.block_width % tiles.lanes != 0),
+        packs_weights_(product.joined != nullptr || product.transposed ||
+                       !kernel_.reads_stored_weights || product.block_width % tiles.lanes != 0),
         block_words_(CeilDiv(product.block_depth, kernel_.items_per_word)),
-        row_bytes_(CeilDiv(product.depth, product.block_depth) *
+        row_bytes_(product.num_depth_blocks() *
                    CeilDiv(block_words_ * tiles.word_bytes, kSliceBytes) * kSliceBytes),
         max_rows_(std::clamp<int64_t>(kMaxTileBytes / std::max<int64_t>(1, row_bytes_), 1,
                                       kernel_.max_rows[strips_.vectors])),
@@ -148,13 +167,26 @@ class ProductRun {
     }
     char* packed = static_cast<char*>(Scratch(ScratchUse::kPieceWeights, blocks * block_bytes));
     char* target = packed;
+    char* joined = nullptr;
+    if (p_.joined != nullptr) {
+      joined = static_cast<char*>(Scratch(ScratchUse::kPieceSums, stored_block_bytes));
+    }
     for (int64_t strip = first; strip < last; ++strip) {
       const int64_t line = strips_.line(strip), offset = strips_.offset(strip);
       const int64_t cols = std::min(strips_.items, p_.block_width - offset);
       for (int64_t k = order.starts[line]; k < order.starts[line + 1]; ++k) {
-        const int64_t position = p_.transposed ? order.positions[k] : k;
-        const char* block = p_.weights + position * stored_block_bytes;
-        if (p_.transposed && k + 1 < order.num_blocks()) {
+        const char* block = joined;
+        if (p_.joined != nullptr) {
+          const bool is_packed = !p_.transposed && kernel_.reads_stored_weights;
+          JoinBlock(p_.joined->parts(k), is_packed ? target : joined);
+          if (is_packed) {
+            target += block_bytes;
+            continue;
+          }
+        } else {
+          block = p_.weights + (p_.transposed ? order.positions[k] : k) * stored_block_bytes;
+        }
+        if (p_.joined == nullptr && p_.transposed && k + 1 < order.num_blocks()) {
           // The blocks of a row are strewn over memory, where no hardware prefetcher follows.
           const char* next = p_.weights + order.positions[k + 1] * stored_block_bytes +
                              offset * p_.block_depth * t_.item_bytes;
@@ -175,6 +207,31 @@ class ProductRun {
       }
     }
     return packed;
+  }
+
+  // A block as it would be stored, of parts that are, and zeros.
+  void JoinBlock(const int64_t* parts, char* block) const {
+    const JoinedBlocks& joined = *p_.joined;
+    const int64_t part_depth = p_.block_depth / joined.inner_parts;
+    const int64_t part_width = p_.block_width / joined.line_parts;
+    // Blocks are stored with the weight's inputs as rows: the depth, or transposed the width.
+    const int64_t rows = p_.transposed ? part_width : part_depth;
+    const int64_t row_bytes = (p_.transposed ? part_depth : part_width) * t_.item_bytes;
+    const int64_t block_row_bytes =
+        (p_.transposed ? p_.block_depth : p_.block_width) * t_.item_bytes;
+    for (int64_t i = 0; i < joined.line_parts; ++i) {
+      for (int64_t j = 0; j < joined.inner_parts; ++j) {
+        const int64_t down = p_.transposed ? i : j, across = p_.transposed ? j : i;
+        const int64_t position = parts[i * joined.inner_parts + j];
+        const char* from = p_.weights + position * rows * row_bytes;
+        char* to = block + down * rows * block_row_bytes + across * row_bytes;
+        if (position >= 0) {
+          CopyRows(from, rows, row_bytes, to, block_row_bytes);
+        } else {
+          for (int64_t r = 0; r < rows; ++r) std::memset(to + r * block_row_bytes, 0, row_bytes);
+        }
+      }
+    }
   }
 
   const Product p_;
@@ -216,28 +273,44 @@ Status RunDots(const Product& p, const Tiles& tiles, TaskPool& pool) {
   });
 }
 
-Status RunProduct(const Product& p, const Tiles& tiles, TaskPool& pool) {
+Status RunProduct(const Product& p, const TilesByWidth& by_width, TaskPool& pool) {
   if (p.batch == 0 || p.width == 0) return {};
+  // Transposed, narrow blocks are no less of a burden if it is their depth that is narrow.
+  const int64_t narrowest = p.transposed ? std::min(p.block_width, p.block_depth) : p.block_width;
+  const Tiles& tiles = by_width.For(narrowest);
   if (p.transposed && p.batch <= tiles.max_dot_batch) return RunDots(p, tiles, pool);
+  const auto joined = JoinBlocks(*p.order, p.num_depth_blocks(), p.block_width, p.block_depth,
+                                 p.batch, by_width.wide.lanes);
+  if (joined) {
+    Product wide = p;
+    wide.block_width *= joined->line_parts;
+    wide.block_depth *= joined->inner_parts;
+    wide.order = &joined->order;
+    wide.joined = &*joined;
+    return ProductRun(wide, by_width.wide).Run(pool);
+  }
   return ProductRun(p, tiles).Run(pool);
 }
 
 }  // namespace
 
-Status BlockForward(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
-  return ForEachGroup(
-      problem, tiles, pool, Order::kByColumn, [&](const GroupView& group, TaskPool& group_pool) {
-        AdviseHugePages(group.y, problem.batch * problem.out * tiles.item_bytes);
-        return RunProduct({group.x, group.w, group.y, problem.batch, problem.in, problem.out,
-                           problem.block_in, problem.block_out, group.order, false},
-                          tiles, group_pool);
-      });
+Status BlockForward(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool) {
+  const int64_t item_bytes = tiles.wide.item_bytes;
+  return ForEachGroup(problem, item_bytes, pool, Order::kByColumn,
+                      [&](const GroupView& group, TaskPool& group_pool) {
+                        AdviseHugePages(group.y, problem.batch * problem.out * item_bytes);
+                        return RunProduct(
+                            {group.x, group.w, group.y, problem.batch, problem.in, problem.out,
+                             problem.block_in, problem.block_out, group.order, false},
+                            tiles, group_pool);
+                      });
 }
 
-Status BlockInputGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
+Status BlockInputGrad(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool) {
+  const int64_t item_bytes = tiles.wide.item_bytes;
   return ForEachGroup(
-      problem, tiles, pool, Order::kByRow, [&](const GroupView& group, TaskPool& group_pool) {
-        AdviseHugePages(group.x, problem.batch * problem.in * tiles.item_bytes);
+      problem, item_bytes, pool, Order::kByRow, [&](const GroupView& group, TaskPool& group_pool) {
+        AdviseHugePages(group.x, problem.batch * problem.in * item_bytes);
         return RunProduct({group.y, group.w, group.x, problem.batch, problem.out, problem.in,
                            problem.block_out, problem.block_in, group.order, true},
                           tiles, group_pool);

@@ -5,6 +5,7 @@
 
 #include "cpu/block_matmul.h"
 #include "cpu/groups.h"
+#include "cpu/joined_blocks.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
 #include "cpu/strips.h"
@@ -26,13 +27,17 @@ constexpr int64_t kPiecesPerThread = 8;
 
 class WeightGradRun {
  public:
-  WeightGradRun(const BlockMatmul& problem, const Tiles& tiles, const GroupView& group)
-      : p_(problem),
-        t_(tiles),
+  // With `joined`, the blocks are those that it makes of the problem's.
+  WeightGradRun(const BlockMatmul& problem, const TilesByWidth& by_width, const GroupView& group,
+                const JoinedBlocks* joined)
+      : p_(joined == nullptr ? problem : Joined(problem, *joined)),
+        t_(joined == nullptr ? by_width.For(problem.block_out) : by_width.wide),
+        store_(by_width.For(problem.block_out).store),
         g_(group),
-        order_(*group.order),
-        strips_(tiles.lanes, problem.block_out, problem.out),
-        in_place_(tiles.sums_are_stored && problem.block_out % tiles.lanes == 0) {}
+        joined_(joined),
+        order_(joined == nullptr ? *group.order : joined->order),
+        strips_(t_.lanes, p_.block_out, p_.out),
+        in_place_(joined == nullptr && t_.sums_are_stored && p_.block_out % t_.lanes == 0) {}
 
   Status Run(TaskPool& pool) {
     const int64_t x_row_bytes = p_.grid_rows() * p_.block_in * t_.word_bytes;
@@ -40,7 +45,7 @@ class WeightGradRun {
     panel_words_ = std::max(kMinPanelWords, kPanelBytes / std::max<int64_t>(1, x_row_bytes));
     if (panel_words_ > kDepthWords) panel_words_ -= panel_words_ % kDepthWords;
     panel_words_ = std::min(panel_words_, depth_words);
-    const int64_t num_panels = depth_words == 0 ? 0 : CeilDiv(depth_words, panel_words_);
+    const int64_t num_panels = CeilDiv(depth_words, panel_words_);
     one_panel_ = num_panels <= 1;
 
     const int64_t sums_bytes = p_.block_in * strips_.items * t_.word_bytes;
@@ -53,8 +58,6 @@ class WeightGradRun {
                           std::min(CeilDiv(strips_.count, target), most_strips));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
 
-    ClearPlaces(p_.batch == 0 ? 0 : order_.num_blocks(), p_.capacity);
-    if (p_.batch == 0) return {};
     char* panel = static_cast<char*>(Scratch(ScratchUse::kPanel, panel_words_ * x_row_bytes));
 
     // Chunks whose sums may wait together between panels.
@@ -87,6 +90,12 @@ class WeightGradRun {
   }
 
  private:
+  static BlockMatmul Joined(BlockMatmul problem, const JoinedBlocks& joined) {
+    problem.block_in *= joined.inner_parts;
+    problem.block_out *= joined.line_parts;
+    return problem;
+  }
+
   // Where the sums of a strip begin if those of all strips follow each other.
   int64_t SumsOffset(int64_t strip) const {
     const int64_t sums_bytes = p_.block_in * strips_.items * t_.word_bytes;
@@ -95,11 +104,6 @@ class WeightGradRun {
     const int64_t in_line = order_.starts[line + 1] - order_.starts[line];
     return (order_.starts[line] * strips_.per_block + strip % strips_.per_block * in_line) *
            sums_bytes;
-  }
-
-  void ClearPlaces(int64_t begin, int64_t end) const {
-    const int64_t block_bytes = p_.block_in * p_.block_out * t_.item_bytes;
-    if (begin < end) std::memset(g_.w + begin * block_bytes, 0, (end - begin) * block_bytes);
   }
 
   // The rows that belong to `words` words of the batch, from `word`.
@@ -195,30 +199,56 @@ class WeightGradRun {
 
   // Rounds the sums where they are not in dW yet, and clears what lies over the weight's edge.
   void Finish(int64_t strip, const WeightGradStrip& t) const {
-    char* stored = Stored(strip);
     const int64_t width = std::min(strips_.items, p_.block_out - strips_.offset(strip));
     const int64_t cols = strips_.cols(strip);
     const char* sums = static_cast<const char*>(t.sums);
     for (int64_t b = 0; b < t.num_blocks; ++b) {
       const int64_t rows = std::min(p_.block_in, p_.in - t.blocks[b] * p_.block_in);
-      if (!in_place_) {
-        t_.store({sums, t.sums_stride, rows, cols, stored, p_.block_out});
-        sums += t.sums_block_stride * t_.word_bytes;
+      if (joined_ == nullptr) {
+        FinishBlock(sums, t.sums_stride, rows, p_.block_in, cols, width,
+                    Stored(strip) + b * p_.block_in * p_.block_out * t_.item_bytes, p_.block_out);
+      } else {
+        FinishParts(joined_->parts(order_.starts[strips_.line(strip)] + b), sums, t.sums_stride,
+                    rows, cols);
       }
-      if (rows < p_.block_in || cols < width) {
-        for (int64_t i = 0; i < p_.block_in; ++i) {
-          const int64_t from = i < rows ? cols : 0;
-          std::memset(stored + (i * p_.block_out + from) * t_.item_bytes, 0,
-                      (width - from) * t_.item_bytes);
-        }
-      }
-      stored += p_.block_in * p_.block_out * t_.item_bytes;
+      if (!in_place_) sums += t.sums_block_stride * t_.word_bytes;
     }
   }
 
-  const BlockMatmul& p_;
+  // The same for the stored blocks of a joined one, of which `rows` and `cols` exist.
+  void FinishParts(const int64_t* parts, const char* sums, int64_t stride, int64_t rows,
+                   int64_t cols) const {
+    const int64_t part_in = p_.block_in / joined_->inner_parts;
+    const int64_t part_out = p_.block_out / joined_->line_parts;
+    for (int64_t i = 0; i < joined_->line_parts; ++i) {
+      for (int64_t j = 0; j < joined_->inner_parts; ++j) {
+        const int64_t position = parts[i * joined_->inner_parts + j];
+        if (position < 0) continue;
+        FinishBlock(sums + (j * part_in * stride + i * part_out) * t_.word_bytes, stride,
+                    std::min(part_in, rows - j * part_in), part_in,
+                    std::min(part_out, cols - i * part_out), part_out,
+                    g_.w + position * part_in * part_out * t_.item_bytes, part_out);
+      }
+    }
+  }
+
+  // `rows` of `height` and `cols` of `width` of a strip of a block exist.
+  void FinishBlock(const char* sums, int64_t sums_stride, int64_t rows, int64_t height,
+                   int64_t cols, int64_t width, char* stored, int64_t stored_stride) const {
+    if (!in_place_) store_({sums, sums_stride, rows, cols, stored, stored_stride});
+    if (rows == height && cols == width) return;
+    for (int64_t i = 0; i < height; ++i) {
+      const int64_t from = i < rows ? cols : 0;
+      std::memset(stored + (i * stored_stride + from) * t_.item_bytes, 0,
+                  (width - from) * t_.item_bytes);
+    }
+  }
+
+  const BlockMatmul p_;
   const Tiles& t_;
+  void (*const store_)(const StoredRows&);
   const GroupView g_;
+  const JoinedBlocks* joined_;
   const BlockOrder& order_;
   const Strips strips_;
   const bool in_place_;  // dW itself holds the sums
@@ -231,12 +261,18 @@ class WeightGradRun {
 
 }  // namespace
 
-Status BlockWeightGrad(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
+Status BlockWeightGrad(const BlockMatmul& problem, const TilesByWidth& by_width, TaskPool& pool) {
+  const int64_t block_bytes = problem.block_in * problem.block_out * by_width.wide.item_bytes;
   return ForEachGroup(
-      problem, tiles, pool, Order::kByColumn, [&](const GroupView& group, TaskPool& group_pool) {
-        AdviseHugePages(group.w,
-                        problem.capacity * problem.block_in * problem.block_out * tiles.item_bytes);
-        return WeightGradRun(problem, tiles, group).Run(group_pool);
+      problem, by_width.wide.item_bytes, pool, Order::kByColumn,
+      [&](const GroupView& group, TaskPool& group_pool) -> Status {
+        AdviseHugePages(group.w, problem.capacity * block_bytes);
+        const int64_t unused = problem.batch == 0 ? 0 : group.order->num_blocks();
+        std::memset(group.w + unused * block_bytes, 0, (problem.capacity - unused) * block_bytes);
+        if (problem.batch == 0) return {};
+        const auto joined = JoinBlocks(*group.order, problem.grid_rows(), problem.block_out,
+                                       problem.block_in, problem.batch, by_width.wide.lanes);
+        return WeightGradRun(problem, by_width, group, joined ? &*joined : nullptr).Run(group_pool);
       });
 }
 

@@ -11,18 +11,18 @@ namespace jaxsparse::cpu {
 namespace {
 
 // A bound on the work of all groups, from above: as if every place were used.
-TaskPool& PoolForProblem(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool) {
+TaskPool& PoolForProblem(const BlockMatmul& problem, int64_t item_bytes, TaskPool& pool) {
   const double groups = problem.num_groups();
   const double weights =
       static_cast<double>(problem.capacity) * problem.block_in * problem.block_out;
   const double rows = static_cast<double>(problem.batch) * (problem.in + problem.out);
   return PoolForWork(pool, 2 * groups * weights * problem.batch,
-                     groups * (weights + rows) * tiles.item_bytes);
+                     groups * (weights + rows) * item_bytes);
 }
 
 }  // namespace
 
-Status ForEachGroup(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool, Order order,
+Status ForEachGroup(const BlockMatmul& problem, int64_t item_bytes, TaskPool& pool, Order order,
                     const std::function<Status(const GroupView&, TaskPool&)>& run) try {
   std::vector<BlockPattern> patterns;
   Status status = CheckPatterns(problem, &patterns);
@@ -35,7 +35,7 @@ Status ForEachGroup(const BlockMatmul& problem, const Tiles& tiles, TaskPool& po
 
   const auto run_group = [&](int64_t group, TaskPool& group_pool) {
     const auto array = [&](void* base, int64_t index, int64_t items) {
-      return static_cast<char*>(base) + index * items * tiles.item_bytes;
+      return static_cast<char*>(base) + index * items * item_bytes;
     };
     const int64_t block_items = problem.block_in * problem.block_out;
     return run({array(problem.x, problem.x_group[group], problem.batch * problem.in),
@@ -46,7 +46,7 @@ Status ForEachGroup(const BlockMatmul& problem, const Tiles& tiles, TaskPool& po
   };
 
   const int64_t groups = problem.num_groups();
-  TaskPool& worthwhile = PoolForProblem(problem, tiles, pool);
+  TaskPool& worthwhile = PoolForProblem(problem, item_bytes, pool);
   if (groups < 4 * worthwhile.num_threads() || worthwhile.num_threads() == 1) {
     for (int64_t group = 0; group < groups; ++group) {
       status = run_group(group, worthwhile);

@@ -6,7 +6,6 @@
 #include "core/status.h"
 #include "core/task_pool.h"
 #include "cpu/block_pattern.h"
-#include "cpu/tiles.h"
 
 namespace jaxsparse::cpu {
 
@@ -21,7 +20,7 @@ enum class Order { kByColumn, kByRow };
 
 // Checks the problem, then calls run(group, pool) for each: groups side by side on one thread each
 // where there are many, else one after the other with every thread of the pool in each.
-Status ForEachGroup(const BlockMatmul& problem, const Tiles& tiles, TaskPool& pool, Order order,
+Status ForEachGroup(const BlockMatmul& problem, int64_t item_bytes, TaskPool& pool, Order order,
                     const std::function<Status(const GroupView&, TaskPool&)>& run);
 
 }  // namespace jaxsparse::cpu

@@ -1,6 +1,5 @@
 #include "cpu/kernel_table.h"
 
-#include <algorithm>
 #include <cstdlib>
 
 #include "cpu/block_matmul.h"
@@ -17,21 +16,16 @@ namespace {
 
 template <const TileTable& table, const TileTable& narrower, DType dtype>
 struct Kernels {
-  // A block of half a vector or less takes as many narrow vectors as wide ones, without padding:
-  // blocks of 8 x 8 ran at 50 % of peak with AVX2, 31 % with AVX-512, on the same machine.
-  static const Tiles& ForBlocks(int64_t width) {
-    constexpr int kDType = static_cast<int>(dtype);
-    const bool is_narrow = width <= narrower.tiles[kDType].lanes;
-    return (is_narrow ? narrower : table).tiles[kDType];
-  }
+  static constexpr TilesByWidth kTiles = {table.tiles[static_cast<int>(dtype)],
+                                          narrower.tiles[static_cast<int>(dtype)]};
   static Status Forward(const BlockMatmul& p, TaskPool& pool) {
-    return BlockForward(p, ForBlocks(p.block_out), pool);
+    return BlockForward(p, kTiles, pool);
   }
   static Status InputGrad(const BlockMatmul& p, TaskPool& pool) {
-    return BlockInputGrad(p, ForBlocks(std::min(p.block_in, p.block_out)), pool);
+    return BlockInputGrad(p, kTiles, pool);
   }
   static Status WeightGrad(const BlockMatmul& p, TaskPool& pool) {
-    return BlockWeightGrad(p, ForBlocks(p.block_out), pool);
+    return BlockWeightGrad(p, kTiles, pool);
   }
 };
 

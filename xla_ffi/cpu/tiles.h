@@ -127,6 +127,16 @@ struct Tiles {
   void (*store)(const StoredRows&);
 };
 
+// Those of an instruction set, and those for blocks narrower than its vectors: a block of half a
+// vector or less takes as many narrow vectors as wide ones, without padding. Blocks of 8 x 8 ran at
+// 50 % of peak with AVX2, 31 % with AVX-512, on the same machine.
+struct TilesByWidth {
+  const Tiles& wide;
+  const Tiles& narrow;
+
+  const Tiles& For(int64_t width) const { return width <= narrow.lanes ? narrow : wide; }
+};
+
 struct TileTable {
   const char* isa;
   Tiles tiles[kNumDTypes];  // by DType
