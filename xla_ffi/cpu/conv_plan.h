@@ -9,19 +9,19 @@
 //   phase            with stride s, every s-th place of the finer space (x's), from the phase on. A
 //                    source of many phases is packed in one plane per phase, so that neighbouring
 //                    results read neighbouring places; a result of many is computed plane by plane.
-//   tile             a box of places of the result's planes. Each lane of a vector has a tile of
-//   its
+//   tile             a box of places of a result's plane. Each lane of a vector has a tile of its
 //                    own, of any image: reading a tap is reading one whole, aligned vector.
 //   chunk            as many tiles as a vector has lanes.
 //   register tile    the part of a tile whose sums are in registers while a list of weights passes.
-//   row              of sums: one result channel of one phase, row = phase * channels + channel.
+//   row              of sums: one result channel, in one phase.
+//   column           of `values` rows, which share their entries.
 //   entry            one place of the source, relative to the register tile, that is multiplied by
-//                    `values` stored weights, which belong to as many rows.
-//   segment          the entries of `values` rows within one block of source channels.
-//   part             a range of segments with rows of their own: what one thread does at a time.
+//                    the column's `values` stored weights.
+//   segment          the entries of a column within one block of source channels.
+//   part             a range of columns of one phase: what one thread does at a time.
 //
 // Packed source of a chunk: [channel][position][lane], channels `channel_stride` vectors apart.
-// Sums of a part and a register tile: [row - first row of the part][place in the tile][lane].
+// Sums of a part and a register tile: [row - first_row][place in the tile][lane].
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -29,21 +29,12 @@
 
 #include "core/sparse_conv.h"
 #include "core/status.h"
+#include "cpu/lane_geometry.h"
 #include "cpu/lane_tiles.h"
 
 namespace jaxsparse::cpu {
 
 enum class ConvRole { kForward, kInputGrad, kWeightGrad };
-
-// How a chunk is cut. A pure function of sizes: ChooseGeometry in lane_geometry.h.
-struct LaneGeometry {
-  int64_t lanes = 1;
-  Space tile = {1, 1, 1};  // a multiple of the register tile
-  const LaneShape* shape =
-      nullptr;                 // the register tile: shape->rows x shape->cols of the last axes
-  int64_t block_channels = 1;  // source channels per segment
-  int64_t part_segments = 1;   // columns per part
-};
 
 // One place of a packed tile: where the source's place is for the tile at result place (0, 0, 0).
 struct PackedPosition {
@@ -57,52 +48,53 @@ struct RegisterTile {
   Space place;
 };
 
-struct Segment {
-  int32_t begin, count;  // of its entries
-  int32_t row;           // row of sums of its first value, within the part
-  int32_t is_first;      // its rows have no sums yet
-};
-
 struct Part {
-  int64_t first_row, num_rows;    // num_rows is a multiple of `values`
+  int64_t phase;
+  int64_t first_row, num_rows;    // of the phase; num_rows is a multiple of `values`
   std::vector<int64_t> segments;  // [channel blocks + 1]: the part's segments of each block
 };
 
 struct ConvPlan {
-  // The arrays.
   int64_t images;
   int64_t source_channels, result_channels;
   Space source_space, result_space;
-  // Tile place p of the result is place p * result_step + phase of the array; the source's places
-  // move by source_step per result place.
+  // Tile place p of a result is place class + p * result_step + phase of the array; the source's
+  // places move by source_step per place, and as the class.
   Space source_step, result_step;
+  Space classes;
   std::vector<Space> result_phases;
 
   LaneGeometry geometry;
-  Space tiles;         // tiles per image
-  int64_t num_chunks;  // of all images
+  int64_t lanes;
+  Space tiles;  // per image and class
 
   std::vector<PackedPosition> positions;  // those that some tap reads
   int64_t channel_stride;                 // vectors, of the packed source
   int64_t row_bytes;                      // between rows of a register tile, in the packed source
   std::vector<RegisterTile> register_tiles;
 
-  // In stored order where `value_indices` is empty: then entry k has the values from k * values on.
+  // Where `value_indices` is empty, entry k has the stored weights from k * values on.
   std::vector<int32_t> offsets;        // [entries] bytes from the register tile's source
   std::vector<int32_t> value_indices;  // [entries] index of an entry's first stored weight
   int64_t value_stride = 1;            // between the stored weights of one entry
-  int64_t num_entries = 0;             // those stored; offsets of unused places are not read
+  int64_t num_entries = 0;
   std::vector<Segment> segments;
   std::vector<Part> parts;
-  // Result row of every row of sums, in order of the parts; -1 for none. Empty where it is the
-  // index itself.
-  std::vector<int32_t> rows;
+  int64_t max_part_rows = 0;
+  // [result_channels] where results are computed out of order: their row. Each phase is one part
+  // then. Channels without weights have the last row, which is zero.
+  std::vector<int32_t> channel_rows;
 
-  int64_t num_tiles() const { return images * NumPlaces(tiles); }
+  int64_t num_tiles() const { return images * NumPlaces(classes) * NumPlaces(tiles); }
+  int64_t num_chunks() const { return (num_tiles() + lanes - 1) / lanes; }
   int64_t values() const { return geometry.shape->values; }
   int64_t register_places() const { return geometry.shape->rows * geometry.shape->cols; }
   int64_t bytes() const;  // of memory
 };
+
+// Makes a plan, without the memo.
+Status MakeConvPlan(const SparseConv& problem, int64_t pattern_group, ConvRole role,
+                    const LaneTiles& tiles, int64_t num_threads, ConvPlan* plan);
 
 // The plan for one pattern of a problem, from the memo or made now. Fails where the pattern is not
 // valid, with the sentence for the user. May throw std::bad_alloc.

@@ -4,6 +4,7 @@
 
 #include "cpu/block_matmul.h"
 #include "cpu/isa.h"
+#include "cpu/sparse_conv.h"
 #include "cpu/tiles.h"
 
 namespace jaxsparse::cpu {
@@ -27,6 +28,14 @@ struct Kernels {
   static Status WeightGrad(const BlockMatmul& p, TaskPool& pool) {
     return BlockWeightGrad(p, kTiles, pool);
   }
+
+  static constexpr const LaneTiles& kLanes = table.lanes[static_cast<int>(dtype)];
+  static Status SparseConvForward(const SparseConv& p, TaskPool& pool) {
+    return ConvForward(p, kLanes, pool);
+  }
+  static Status SparseConvInputGrad(const SparseConv& p, TaskPool& pool) {
+    return ConvInputGrad(p, kLanes, pool);
+  }
 };
 
 template <const TileTable& table, const TileTable& narrower, DType... dtypes>
@@ -35,7 +44,9 @@ constexpr KernelTable Table(const char* isa) {
   return {isa,
           {Kernels<table, narrower, dtypes>::Forward...},
           {Kernels<table, narrower, dtypes>::InputGrad...},
-          {Kernels<table, narrower, dtypes>::WeightGrad...}};
+          {Kernels<table, narrower, dtypes>::WeightGrad...},
+          {Kernels<table, narrower, dtypes>::SparseConvForward...},
+          {Kernels<table, narrower, dtypes>::SparseConvInputGrad...}};
 }
 
 struct Target {

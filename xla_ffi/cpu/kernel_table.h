@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/block_matmul.h"
+#include "core/sparse_conv.h"
 #include "core/status.h"
 #include "core/task_pool.h"
 
@@ -12,6 +13,7 @@ namespace jaxsparse::cpu {
 
 // Checks every index before it touches memory.
 using BlockMatmulKernel = Status (*)(const BlockMatmul& problem, TaskPool& pool);
+using SparseConvKernel = Status (*)(const SparseConv& problem, TaskPool& pool);
 
 struct KernelTable {
   const char* isa;
@@ -19,6 +21,8 @@ struct KernelTable {
   BlockMatmulKernel block_forward[kNumDTypes];
   BlockMatmulKernel block_input_grad[kNumDTypes];
   BlockMatmulKernel block_weight_grad[kNumDTypes];
+  SparseConvKernel conv_forward[kNumDTypes];
+  SparseConvKernel conv_input_grad[kNumDTypes];
 };
 
 // The table in use: the best this machine can run, or the one JAXSPARSE_CPU_ISA names. Where that

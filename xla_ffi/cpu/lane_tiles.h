@@ -8,7 +8,12 @@
 
 namespace jaxsparse::cpu {
 
-struct Segment;
+// The entries of `values` rows of sums within one block of source channels.
+struct Segment {
+  int32_t begin, count;  // of its entries
+  int32_t row;           // of sums, of its first value
+  int32_t is_first;      // its rows have no sums yet
+};
 
 // sums[row] (+)= for every entry of the segments: value * packed[source + offset].
 struct LaneTile {
@@ -36,26 +41,29 @@ struct LaneDot {
 struct LaneShape {
   int values, rows, cols;
   void (*run)(const LaneTile&);
-  void (*dot)(const LaneDot&);  // null where the weight gradient does not use it
+  void (*dot)(const LaneDot&);
 };
 
-// `lanes` rows of stored numbers, transposed: packed[channel * stride][lane] for each channel.
+// `lanes` rows of stored numbers, transposed: packed[channel][lane]. Channel c lies at c * stride,
+// or at order[c] * stride.
 struct LanePack {
   const void* const* rows;  // [lanes]; null for a row of zeros
   int64_t channels;
   void* packed;
-  int64_t stride;  // numbers between channels, a multiple of the lanes
+  int64_t stride;  // numbers between channels
+  const int32_t* order;
 };
 
 // The opposite, rounded. A row that is null is not written.
 struct LaneUnpack {
   const void* packed;
   int64_t stride;
+  const int32_t* order;
   int64_t channels;
   void* const* rows;
 };
 
-// packed[k][v] = stored[indices[k] + v * value_stride], or stored[k * values + v] without indices.
+// packed[k][v] = stored[indices[k] + v * value_stride]; without indices, all `count` in order.
 struct ValuePack {
   const void* stored;
   const int32_t* indices;
@@ -67,9 +75,11 @@ struct ValuePack {
 struct LaneTiles {
   int64_t item_bytes, sum_bytes;
   int64_t lanes;
-  bool sums_are_stored;  // the stored type is the sum's type
-  const LaneShape* shapes;
+  bool sums_are_stored;     // the stored type is the sum's type
+  const LaneShape* shapes;  // with `run`
   int64_t num_shapes;
+  const LaneShape* dot_shapes;  // with `dot`
+  int64_t num_dot_shapes;
   void (*pack)(const LanePack&);
   void (*unpack)(const LaneUnpack&);
   void (*pack_values)(const ValuePack&);

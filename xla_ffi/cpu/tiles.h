@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "core/block_matmul.h"
+#include "cpu/lane_tiles.h"
 
 namespace jaxsparse::cpu {
 
@@ -140,6 +141,7 @@ struct TilesByWidth {
 struct TileTable {
   const char* isa;
   Tiles tiles[kNumDTypes];  // by DType
+  LaneTiles lanes[kNumDTypes];
 };
 
 }  // namespace jaxsparse::cpu

@@ -23,6 +23,8 @@ Status ReadBlocks(const NamedBuffer& w, const NamedBuffer& rows, size_t num_grou
   return {};
 }
 
+}  // namespace
+
 Status ReadDType(ffi::DataType given, DType* dtype) {
   switch (given) {
     case ffi::F32:
@@ -42,8 +44,6 @@ Status ReadDType(ffi::DataType given, DType* dtype) {
                    "Convert the arrays, or use implementation=\"xla\".");
   }
 }
-
-}  // namespace
 
 Status DecodeBlockMatmul(const BlockMatmulBuffers& buffers, BlockMatmul* problem, DType* dtype) {
   const NamedBuffer x{"x", buffers.x}, w{"w", buffers.w}, y{"y", buffers.y};

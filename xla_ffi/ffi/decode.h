@@ -20,6 +20,9 @@ namespace jaxsparse {
 
 enum class Role { kForward, kInputGrad, kWeightGrad };
 
+// The kernels' name for a dtype; fails where they have none.
+Status ReadDType(ffi::DataType given, DType* dtype);
+
 // The arrays of one product; `role` says which of x, w, y is the result.
 struct BlockMatmulBuffers {
   Role role;

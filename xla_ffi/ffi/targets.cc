@@ -8,7 +8,8 @@ FfiApiVersion BuiltFfiApiVersion() { return {XLA_FFI_API_MAJOR, XLA_FFI_API_MINO
 
 std::vector<Target> cpu::AllTargets() {
   std::vector<Target> all;
-  for (const auto& targets : {BlockMatmulTargets(), BlockCopyTargets(), ColumnCopyTargets()})
+  for (const auto& targets :
+       {BlockMatmulTargets(), BlockCopyTargets(), ColumnCopyTargets(), SparseConvTargets()})
     all.insert(all.end(), targets.begin(), targets.end());
   return all;
 }

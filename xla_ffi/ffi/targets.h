@@ -27,6 +27,7 @@ std::vector<Target> AllTargets();
 std::vector<Target> BlockMatmulTargets();
 std::vector<Target> BlockCopyTargets();
 std::vector<Target> ColumnCopyTargets();
+std::vector<Target> SparseConvTargets();
 
 }  // namespace cpu
 }  // namespace jaxsparse

@@ -1,0 +1,265 @@
+// Register tiles over lanes, and packing into lanes. See lane_tiles.h.
+#pragma once
+#include "cpu/kernels/packing-inl.h"
+#include "cpu/lane_tiles.h"
+
+namespace jaxsparse::cpu {
+namespace {
+
+// How many sums each result is split into: a tile of few results needs eight independent chains.
+constexpr int LaneSplit(int results) { return results >= 8 ? 1 : results >= 4 ? 2 : 4; }
+
+// Sums of one segment stay in registers while its entries pass. Two entries at least are in flight:
+// the addresses of one are computed while the other multiplies.
+template <class Sum, int kValues, int kRows, int kCols>
+void RunLaneTile(const LaneTile& t) {
+  using Vector = typename Simd<Sum>::Vector;
+  constexpr int kPlaces = kRows * kCols;
+  constexpr int kSplit = LaneSplit(kValues * kPlaces);
+  constexpr int kUnroll = kSplit > 2 ? kSplit : 2;
+  const auto* values = static_cast<const Sum*>(t.values);
+  for (int64_t s = 0; s < t.num_segments; ++s) {
+    const Segment segment = t.segments[s];
+    char* row =
+        static_cast<char*>(t.sums) + segment.row * static_cast<int64_t>(kPlaces * sizeof(Vector));
+    Vector sums[kSplit][kValues * kPlaces];
+#pragma GCC unroll 64
+    for (int i = 0; i < kSplit * kValues * kPlaces; ++i) {
+      sums[i / (kValues * kPlaces)][i % (kValues * kPlaces)] = Vector{};
+    }
+    if (!segment.is_first) {
+#pragma GCC unroll 64
+      for (int i = 0; i < kValues * kPlaces; ++i) {
+        sums[0][i] = LoadVector<Vector>(row + i * sizeof(Vector));
+      }
+    }
+    const auto add = [&](int64_t k, int split) __attribute__((always_inline)) {
+      const char* source = t.source + t.offsets[k];
+      const Sum* value = values + k * kValues;
+      if constexpr (kValues == 1) {
+        const Vector w = *value - Vector{};
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 32
+          for (int j = 0; j < kCols; ++j) {
+            sums[split][i * kCols + j] +=
+                w * LoadVector<Vector>(source + i * t.row_bytes + j * sizeof(Vector));
+          }
+      } else if constexpr (kPlaces <= 3) {
+        // Few places: they stay in registers while the values pass.
+        Vector x[kPlaces];
+#pragma GCC unroll 4
+        for (int i = 0; i < kPlaces; ++i) {
+          x[i] = LoadVector<Vector>(source + i / kCols * t.row_bytes + i % kCols * sizeof(Vector));
+        }
+#pragma GCC unroll 8
+        for (int v = 0; v < kValues; ++v) {
+          const Vector w = value[v] - Vector{};
+#pragma GCC unroll 4
+          for (int i = 0; i < kPlaces; ++i) sums[split][v * kPlaces + i] += w * x[i];
+        }
+      } else {
+        Vector w[kValues];
+#pragma GCC unroll 8
+        for (int v = 0; v < kValues; ++v) w[v] = value[v] - Vector{};
+#pragma GCC unroll 32
+        for (int i = 0; i < kPlaces; ++i) {
+          const Vector x =
+              LoadVector<Vector>(source + i / kCols * t.row_bytes + i % kCols * sizeof(Vector));
+#pragma GCC unroll 8
+          for (int v = 0; v < kValues; ++v) sums[split][v * kPlaces + i] += w[v] * x;
+        }
+      }
+    };
+    int64_t k = segment.begin;
+    const int64_t end = k + segment.count;
+    for (; k + kUnroll <= end; k += kUnroll) {
+#pragma GCC unroll 4
+      for (int u = 0; u < kUnroll; ++u) add(k + u, u % kSplit);
+    }
+    for (; k < end; ++k) add(k, 0);
+#pragma GCC unroll 64
+    for (int i = 0; i < kValues * kPlaces; ++i) {
+      Vector sum = sums[0][i];
+#pragma GCC unroll 4
+      for (int u = 1; u < kSplit; ++u) sum += sums[u][i];
+      StoreVector(row + i * sizeof(Vector), sum);
+    }
+  }
+}
+
+// Rows to lanes, a square of lanes x lanes at a time.
+template <class Type>
+void PackLanes(const LanePack& p) {
+  using Op = Singles<Type>;
+  using Sum = typename Type::Sum;
+  using Vector = typename Type::Vector;
+  constexpr int kLanes = Op::kLanes;
+  const auto* const* rows = reinterpret_cast<const typename Type::Stored* const*>(p.rows);
+  auto* packed = static_cast<Sum*>(p.packed);
+  bool all = true;
+  for (int l = 0; l < kLanes; ++l) all &= rows[l] != nullptr;
+  for (int64_t c = 0; c < p.channels; c += kLanes) {
+    const int64_t count = Min(kLanes, p.channels - c);
+    Vector square[kLanes];
+    if (all && count == kLanes) {
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) square[l] = Type::Load(rows[l] + c);
+    } else {
+      for (int l = 0; l < kLanes; ++l) {
+        square[l] = rows[l] == nullptr ? Vector{} : LoadPartial<Op>(rows[l] + c, count);
+      }
+    }
+    Transpose<Sum>(square);
+    if (p.order == nullptr && count == kLanes) {
+      Sum* to = packed + c * p.stride;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) StoreVector(to + i * p.stride, square[i]);
+    } else {
+      for (int i = 0; i < count; ++i) {
+        StoreVector(packed + (p.order == nullptr ? c + i : p.order[c + i]) * p.stride, square[i]);
+      }
+    }
+  }
+}
+
+template <class Type>
+void UnpackLanes(const LaneUnpack& p) {
+  using Sum = typename Type::Sum;
+  using Vector = typename Type::Vector;
+  using Stored = typename Type::Stored;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const auto* packed = static_cast<const Sum*>(p.packed);
+  auto* const* rows = reinterpret_cast<Stored* const*>(p.rows);
+  for (int64_t c = 0; c < p.channels; c += kLanes) {
+    const int64_t count = Min(kLanes, p.channels - c);
+    Vector square[kLanes];
+    if (p.order == nullptr && count == kLanes) {
+      const Sum* from = packed + c * p.stride;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = LoadVector<Vector>(from + i * p.stride);
+    } else {
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = Vector{};
+        if (i < count) {
+          square[i] =
+              LoadVector<Vector>(packed + (p.order == nullptr ? c + i : p.order[c + i]) * p.stride);
+        }
+      }
+    }
+    Transpose<Sum>(square);
+    if (count == kLanes) {
+#pragma GCC unroll 16
+      for (int l = 0; l < kLanes; ++l) {
+        if (rows[l] != nullptr) Type::Store(rows[l] + c, square[l]);
+      }
+    } else {
+      for (int l = 0; l < kLanes; ++l) {
+        if (rows[l] == nullptr) continue;
+        Stored items[kLanes];
+        Type::Store(items, square[l]);
+        CopyFew<kLanes>(rows[l] + c, items, count);
+      }
+    }
+  }
+}
+
+template <class Type>
+JAXSPARSE_INLINE typename Type::Sum LoadOne(const typename Type::Stored* from) {
+  if constexpr (Type::kSumsAreStored) {
+    return *from;
+  } else {
+    typename Type::Stored items[Simd<float>::kLanes] = {*from};
+    return Type::Load(items)[0];
+  }
+}
+
+template <class Type>
+void PackValues(const ValuePack& p) {
+  using Stored = typename Type::Stored;
+  using Sum = typename Type::Sum;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+  const auto* stored = static_cast<const Stored*>(p.stored);
+  auto* packed = static_cast<Sum*>(p.packed);
+  if (p.indices == nullptr) {
+    const int64_t count = p.count * p.values;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) StoreVector(packed + i, Type::Load(stored + i));
+    for (; i < count; ++i) packed[i] = LoadOne<Type>(stored + i);
+    return;
+  }
+  if (p.values == 1) {
+    for (int64_t k = 0; k < p.count; ++k) packed[k] = LoadOne<Type>(stored + p.indices[k]);
+    return;
+  }
+  for (int64_t k = 0; k < p.count; ++k) {
+    const Stored* from = stored + p.indices[k];
+    for (int64_t v = 0; v < p.values; ++v) *packed++ = LoadOne<Type>(from + v * p.value_stride);
+  }
+}
+
+template <class Sum, int kValues, int kRows, int kCols>
+constexpr LaneShape MakeShape() {
+  return {kValues, kRows, kCols, RunLaneTile<Sum, kValues, kRows, kCols>, nullptr};
+}
+
+// Sums of a tile and an entry's values fit the registers; for one value, operands come from memory.
+template <class Sum>
+struct LaneShapes {
+  static constexpr LaneShape kAll[] = {
+      MakeShape<Sum, 1, 1, 1>(), MakeShape<Sum, 1, 1, 2>(),  MakeShape<Sum, 1, 1, 4>(),
+      MakeShape<Sum, 1, 1, 7>(), MakeShape<Sum, 1, 1, 8>(),  MakeShape<Sum, 1, 2, 2>(),
+      MakeShape<Sum, 1, 2, 3>(), MakeShape<Sum, 1, 2, 4>(),  MakeShape<Sum, 1, 1, 12>(),
+      MakeShape<Sum, 1, 2, 6>(), MakeShape<Sum, 1, 3, 4>(),  MakeShape<Sum, 2, 1, 1>(),
+      MakeShape<Sum, 2, 1, 2>(), MakeShape<Sum, 2, 1, 4>(),  MakeShape<Sum, 2, 1, 5>(),
+      MakeShape<Sum, 2, 2, 2>(), MakeShape<Sum, 4, 1, 1>(),  MakeShape<Sum, 4, 1, 2>(),
+      MakeShape<Sum, 4, 2, 1>(), MakeShape<Sum, 4, 1, 3>(),  MakeShape<Sum, 8, 1, 1>(),
+#if !defined(__x86_64__) || defined(__AVX2__)
+      MakeShape<Sum, 1, 2, 7>(), MakeShape<Sum, 1, 1, 14>(),
+#endif
+  };
+  static constexpr LaneShape kWide[] = {
+      MakeShape<Sum, 1, 1, 1>(),  MakeShape<Sum, 1, 1, 2>(),  MakeShape<Sum, 1, 1, 4>(),
+      MakeShape<Sum, 1, 1, 6>(),  MakeShape<Sum, 1, 1, 7>(),  MakeShape<Sum, 1, 1, 8>(),
+      MakeShape<Sum, 1, 1, 10>(), MakeShape<Sum, 1, 1, 12>(), MakeShape<Sum, 1, 1, 14>(),
+      MakeShape<Sum, 1, 1, 16>(), MakeShape<Sum, 1, 1, 20>(), MakeShape<Sum, 1, 1, 24>(),
+      MakeShape<Sum, 1, 1, 28>(), MakeShape<Sum, 1, 2, 1>(),  MakeShape<Sum, 1, 2, 2>(),
+      MakeShape<Sum, 1, 2, 3>(),  MakeShape<Sum, 1, 2, 4>(),  MakeShape<Sum, 1, 2, 5>(),
+      MakeShape<Sum, 1, 2, 6>(),  MakeShape<Sum, 1, 2, 7>(),  MakeShape<Sum, 1, 2, 8>(),
+      MakeShape<Sum, 1, 2, 10>(), MakeShape<Sum, 1, 2, 14>(), MakeShape<Sum, 1, 4, 2>(),
+      MakeShape<Sum, 1, 3, 4>(),  MakeShape<Sum, 1, 4, 4>(),  MakeShape<Sum, 1, 4, 5>(),
+      MakeShape<Sum, 1, 4, 6>(),  MakeShape<Sum, 1, 4, 7>(),  MakeShape<Sum, 1, 3, 5>(),
+      MakeShape<Sum, 2, 1, 1>(),  MakeShape<Sum, 2, 1, 2>(),  MakeShape<Sum, 2, 1, 4>(),
+      MakeShape<Sum, 2, 1, 7>(),  MakeShape<Sum, 2, 1, 8>(),  MakeShape<Sum, 2, 1, 10>(),
+      MakeShape<Sum, 2, 1, 12>(), MakeShape<Sum, 2, 1, 14>(), MakeShape<Sum, 2, 2, 2>(),
+      MakeShape<Sum, 2, 2, 4>(),  MakeShape<Sum, 2, 2, 6>(),  MakeShape<Sum, 2, 2, 7>(),
+      MakeShape<Sum, 4, 1, 1>(),  MakeShape<Sum, 4, 1, 2>(),  MakeShape<Sum, 4, 2, 1>(),
+      MakeShape<Sum, 4, 1, 4>(),  MakeShape<Sum, 4, 1, 5>(),  MakeShape<Sum, 4, 1, 6>(),
+      MakeShape<Sum, 4, 2, 2>(),  MakeShape<Sum, 4, 2, 3>(),  MakeShape<Sum, 8, 1, 1>(),
+      MakeShape<Sum, 8, 1, 2>(),  MakeShape<Sum, 8, 2, 1>(),  MakeShape<Sum, 8, 1, 3>(),
+  };
+};
+
+template <class Type>
+constexpr LaneTiles MakeLaneTiles() {
+  using Sum = typename Type::Sum;
+  LaneTiles tiles = {};
+  tiles.item_bytes = sizeof(typename Type::Stored);
+  tiles.sum_bytes = sizeof(Sum);
+  tiles.lanes = Simd<Sum>::kLanes;
+  tiles.sums_are_stored = Type::kSumsAreStored;
+  if constexpr (kVectorRegisters == 32) {
+    tiles.shapes = LaneShapes<Sum>::kWide;
+    tiles.num_shapes = sizeof(LaneShapes<Sum>::kWide) / sizeof(LaneShape);
+  } else {
+    tiles.shapes = LaneShapes<Sum>::kAll;
+    tiles.num_shapes = sizeof(LaneShapes<Sum>::kAll) / sizeof(LaneShape);
+  }
+  tiles.pack = PackLanes<Type>;
+  tiles.unpack = UnpackLanes<Type>;
+  tiles.pack_values = PackValues<Type>;
+  return tiles;
+}
+
+}  // namespace
+}  // namespace jaxsparse::cpu

@@ -1,0 +1,119 @@
+#include "cpu/lane_geometry.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace jaxsparse::cpu {
+namespace {
+
+// What of a packed block of channels stays in L1 (48 KiB) beside sums, values and offsets.
+constexpr double kBlockBytes = 40 << 10;
+// Sums of a part, which are in L2 while the blocks of channels pass.
+constexpr double kPartBytes = 128 << 10;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Extents of a tile along one axis of `places`, in multiples of `step`, that divide it evenly.
+std::vector<int64_t> Extents(int64_t places, int64_t step, int64_t lanes) {
+  std::vector<int64_t> extents;
+  for (int64_t parts = 1; parts <= 16 * lanes; parts = parts < 8 ? parts + 1 : parts * 3 / 2) {
+    const int64_t extent = CeilDiv(CeilDiv(std::max<int64_t>(1, places), parts), step) * step;
+    if (extents.empty() || extents.back() != extent) extents.push_back(extent);
+    if (extent == step) break;
+  }
+  return extents;
+}
+
+struct Cost {
+  double cycles;
+  int64_t block_channels;
+};
+
+// An estimate of the cycles of a whole call.
+Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape) {
+  const double vector_bytes = s.lanes * s.sum_bytes;
+  const double places = shape.rows * shape.cols;
+  int64_t tiles = s.images;
+  for (int a = 0; a < 3; ++a) tiles *= CeilDiv(s.space[a], tile[a]);
+  const double chunks = CeilDiv(tiles, s.lanes);
+  double packed = 0, read = 0;  // places of a channel: of a tile, of a register tile
+  for (const Space& span : s.spans) {
+    packed += static_cast<double>(tile[0] + span[0]) * (tile[1] + span[1]) * (tile[2] + span[2]);
+    read += static_cast<double>(1 + span[0]) * (shape.rows + span[1]) * (shape.cols + span[2]);
+  }
+  const double register_tiles = static_cast<double>(NumPlaces(tile)) / places;
+  const double channel_bytes = read * vector_bytes;
+
+  // Loads: of the source and of broadcast values; additions: two a cycle, each with 4 of latency.
+  const double sums = places * shape.values;
+  const double loads = (places + shape.values) / 2 + 0.5;
+  const double adds = std::max(sums, 4.0) / 2;
+  const double fits = std::max(loads, adds) * 1.15 + 0.3, misses = places * 1.1 + loads * 0.5;
+  const double per_column = static_cast<double>(s.entries) / std::max<int64_t>(1, s.columns);
+
+  Cost best = {INFINITY, 1};
+  const auto consider = [&](double block) {
+    block = std::max(1.0, std::min<double>(std::floor(block), s.source_channels));
+    const double blocks = std::ceil(s.source_channels / block);
+    const double segments = std::min(per_column, std::ceil(s.group_channels / block));
+    const bool in_cache = block * channel_bytes <= kBlockBytes;
+    const double moves = segments <= 1 ? sums * 0.5 : sums * 1.0;
+    const double cycles =
+        per_column * (in_cache ? fits : std::max(fits, misses)) + segments * (14 + moves);
+    if (s.columns * blocks > 8.0 * s.entries + 1e6) return;
+    if (cycles < best.cycles) best = {cycles, static_cast<int64_t>(block)};
+  };
+  consider(kBlockBytes / channel_bytes);
+  consider(static_cast<double>(s.source_channels));
+  const double kernel = best.cycles * s.columns * register_tiles;
+  const double pack = packed * std::max<int64_t>(s.source_channels, s.lanes) * 2.5 + packed * 60;
+  const double unpack = NumPlaces(tile) * (s.columns * s.values * 2.5 + 60);
+  best.cycles = chunks * (kernel + pack + unpack);
+  return best;
+}
+
+}  // namespace
+
+LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,
+                            int64_t num_shapes) {
+  LaneGeometry best;
+  double best_cycles = INFINITY;
+  for (int64_t i = 0; i < num_shapes; ++i) {
+    const LaneShape& shape = shapes[i];
+    if (shape.values != sizes.values) continue;
+    for (const int64_t depth : Extents(sizes.space[0], 1, sizes.lanes)) {
+      for (const int64_t rows : Extents(sizes.space[1], shape.rows, sizes.lanes)) {
+        for (const int64_t cols : Extents(sizes.space[2], shape.cols, sizes.lanes)) {
+          const Space tile = {depth, rows, cols};
+          double places = 0;
+          for (const Space& span : sizes.spans) {
+            places =
+                std::max(places, 1.0 * (depth + span[0]) * (rows + span[1]) * (cols + span[2]));
+          }
+          const double bytes = (places * sizes.spans.size() + 1) * sizes.source_channels *
+                               sizes.lanes * sizes.sum_bytes;
+          if (bytes > INT32_MAX) continue;
+          const Cost cost = Estimate(sizes, tile, shape);
+          if (cost.cycles < best_cycles) {
+            best_cycles = cost.cycles;
+            best.tile = tile;
+            best.shape = &shape;
+            best.block_channels = cost.block_channels;
+          }
+        }
+      }
+    }
+  }
+  if (best.shape == nullptr) return best;
+  const double column_bytes = 1.0 * best.shape->values * best.shape->rows * best.shape->cols *
+                              sizes.lanes * sizes.sum_bytes;
+  best.part_columns = std::max(1.0, kPartBytes / column_bytes);
+  if (sizes.num_threads > 1) {
+    best.part_columns = std::min(
+        best.part_columns, std::max<int64_t>(1, CeilDiv(sizes.columns, 4 * sizes.num_threads)));
+  }
+  return best;
+}
+
+}  // namespace jaxsparse::cpu

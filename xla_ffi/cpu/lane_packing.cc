@@ -1,0 +1,126 @@
+// Where the tiles of a chunk lie in the arrays.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/conv_plan.h"
+
+namespace jaxsparse::cpu {
+namespace {
+
+constexpr int64_t kMaxLanes = 16;
+
+struct LanePlace {
+  int64_t image;  // -1 where the lane has no tile
+  Space place;    // of the tile's first place, in the array
+};
+
+// The lanes' tiles, in places that are `step` apart.
+void FindLanes(const ConvPlan& plan, int64_t chunk, const Space& step, LanePlace* lanes) {
+  for (int64_t l = 0; l < plan.lanes; ++l) {
+    int64_t index = chunk * plan.lanes + l;
+    if (index >= plan.num_tiles()) {
+      lanes[l] = {-1, {0, 0, 0}};
+      continue;
+    }
+    Space tile, residue;
+    for (int a = 2; a >= 0; --a) tile[a] = index % plan.tiles[a], index /= plan.tiles[a];
+    for (int a = 2; a >= 0; --a) residue[a] = index % plan.classes[a], index /= plan.classes[a];
+    lanes[l].image = index;
+    for (int a = 0; a < 3; ++a) {
+      lanes[l].place[a] = residue[a] + tile[a] * plan.geometry.tile[a] * step[a];
+    }
+  }
+}
+
+// The address of each lane's channels at its place plus `offset`, or null where there is none.
+void FindRows(const LanePlace* lanes, int64_t num_lanes, const Space& offset, const Space& space,
+              int64_t row_bytes, const char* array, const char** rows) {
+  for (int64_t l = 0; l < num_lanes; ++l) {
+    int64_t index = lanes[l].image;
+    bool exists = index >= 0;
+    for (int a = 0; a < 3; ++a) {
+      const int64_t at = lanes[l].place[a] + offset[a];
+      exists &= at >= 0 && at < space[a];
+      index = index * space[a] + at;
+    }
+    rows[l] = exists ? array + index * row_bytes : nullptr;
+  }
+}
+
+// Calls visit(rows, index of the place) for each place of a register tile. Rows hold the channels
+// of the part.
+template <class Visit>
+void ForResultPlaces(const ConvPlan& plan, const LaneTiles& tiles, const char* result,
+                     int64_t chunk, const RegisterTile& tile, const Part& part, Visit visit) {
+  LanePlace lanes[kMaxLanes];
+  FindLanes(plan, chunk, plan.result_step, lanes);
+  const Space& phase = plan.result_phases[part.phase];
+  const char* first = result + part.first_row * tiles.item_bytes;
+  for (int64_t r = 0; r < plan.geometry.shape->rows; ++r) {
+    for (int64_t c = 0; c < plan.geometry.shape->cols; ++c) {
+      Space offset;
+      for (int a = 0; a < 3; ++a) {
+        const int64_t place = tile.place[a] + (a == 1 ? r : a == 2 ? c : 0);
+        offset[a] = place * plan.result_step[a] + phase[a];
+      }
+      const char* rows[kMaxLanes];
+      FindRows(lanes, plan.lanes, offset, plan.result_space,
+               plan.result_channels * tiles.item_bytes, first, rows);
+      visit(rows, r * plan.geometry.shape->cols + c);
+    }
+  }
+}
+
+int64_t PartChannels(const ConvPlan& plan, const Part& part) {
+  return std::clamp<int64_t>(plan.result_channels - part.first_row, 0,
+                             plan.channel_rows.empty() ? part.num_rows : plan.result_channels);
+}
+
+const int32_t* Order(const ConvPlan& plan) {
+  return plan.channel_rows.empty() ? nullptr : plan.channel_rows.data();
+}
+
+}  // namespace
+
+void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source, int64_t chunk,
+                int64_t first, int64_t last, void* packed) {
+  LanePlace lanes[kMaxLanes];
+  FindLanes(plan, chunk, plan.source_step, lanes);
+  const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
+  for (int64_t i = first; i < last; ++i) {
+    const char* rows[kMaxLanes];
+    FindRows(lanes, plan.lanes, plan.positions[i].place, plan.source_space,
+             plan.source_channels * tiles.item_bytes, static_cast<const char*>(source), rows);
+    tiles.pack({reinterpret_cast<const void* const*>(rows), plan.source_channels,
+                static_cast<char*>(packed) + plan.positions[i].index * vector_bytes,
+                plan.channel_stride * plan.lanes, nullptr});
+  }
+}
+
+void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
+                const RegisterTile& register_tile, const Part& part, void* sums) {
+  const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
+  ForResultPlaces(
+      plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
+      [&](const char* const* rows, int64_t place) {
+        tiles.pack({reinterpret_cast<const void* const*>(rows), PartChannels(plan, part),
+                    static_cast<char*>(sums) + place * vector_bytes,
+                    plan.register_places() * plan.lanes, Order(plan)});
+      });
+}
+
+void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums, int64_t chunk,
+                  const RegisterTile& register_tile, const Part& part, void* result) {
+  const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
+  ForResultPlaces(
+      plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
+      [&](const char* const* rows, int64_t place) {
+        // The rows are those of the result, which is not const.
+        tiles.unpack({static_cast<const char*>(sums) + place * vector_bytes,
+                      plan.register_places() * plan.lanes, Order(plan), PartChannels(plan, part),
+                      reinterpret_cast<void* const*>(
+                          const_cast<char* const*>(reinterpret_cast<const char* const*>(rows)))});
+      });
+}
+
+}  // namespace jaxsparse::cpu
