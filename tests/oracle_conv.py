@@ -119,6 +119,21 @@ def fill(x, kernel, dilation, mode):
 # Transposed convolutions --------------------------------------------------------------------------
 
 
+def transposed_pads(kernel, strides, dilation, is_same):
+    """What "SAME" and "VALID" put around an input that is spread by its strides.
+
+    "VALID": every output that an input reaches, and no gap at the end. "SAME": `stride` outputs for
+    each input, centred, but none before the first that an input reaches.
+    """
+    pads = []
+    for k, s, d in zip(kernel, strides, dilation):
+        reach = (k - 1) * d
+        total = reach + s - 1
+        low = min(reach, total - total // 2)
+        pads.append((low, total - low) if is_same else (reach, max(reach, s - 1)))
+    return pads
+
+
 def spread(x, strides):
     """Puts zeros between the entries of x along its space axes."""
     x = np.asarray(x, np.float64)

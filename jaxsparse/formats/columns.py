@@ -231,7 +231,8 @@ class ColumnSpec(WeightSpec):
         is_valid = jnp.all(in_range) & jnp.all((after > before) | (after == end))
         if not order:
             return is_valid
-        every_output_once = jnp.minimum(jnp.arange(order[0].shape[-1]), self.weight_shape[1])
+        slots = jnp.arange(order[0].shape[-1], dtype=order[0].dtype)
+        every_output_once = jnp.minimum(slots, self.weight_shape[1])
         return is_valid & jnp.all(jnp.sort(order[0], axis=-1) == every_output_once)
 
     def positions(self, *indices) -> tuple[jax.Array, jax.Array]:

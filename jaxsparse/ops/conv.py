@@ -76,6 +76,7 @@ def dense_conv(window: Window, x, w, precision=None) -> jax.Array:
         edges = [(0, 0, 0), *((low, high, 0) for low, high in around), (0, 0, 0)]
         x = lax.pad(x, jnp.zeros((), x.dtype), edges)
     space = tuple(range(1, rank + 1))
+    sums = arguments.sum_dtype(x.dtype)
     y = lax.conv_general_dilated(
         x,
         _as_lax_has_it(window, w),
@@ -87,7 +88,8 @@ def dense_conv(window: Window, x, w, precision=None) -> jax.Array:
         ),
         feature_group_count=window.groups,
         precision=precision,
-        preferred_element_type=arguments.sum_dtype(x.dtype),
+        # Not to be named where it is no other: of integers, lax would transpose that to float0.
+        preferred_element_type=None if sums == x.dtype else sums,
     )
     return y.reshape(*batch, *y.shape[1:]).astype(x.dtype)
 
@@ -228,9 +230,7 @@ def conv(
             x = jnp.pad(x, [*[(0, 0)] * (x.ndim - rank - 1), *pairs, (0, 0)], mode=around.fill)
             pairs = ((0, 0),) * rank
         elif is_transposed:
-            gaps = [(0, 0, d - 1) for d in input_dilation]
-            edges = [*[(0, 0, 0)] * (x.ndim - rank - 1), *gaps, (0, 0, 0)]
-            x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+            x = _dilated(x, input_dilation)
         is_transposed = False
         space = x.shape[x.ndim - rank - 1 : -1]
         seen = window.conv_window("conv", space, kernel, strides, pairs, dilation, groups)
@@ -331,6 +331,8 @@ def convolve(
         precision, preferred_element_type, implementation, grad: as in `conv`.
     """
     result, wide = arguments.result_dtypes(x.dtype, preferred_element_type)
+    if is_transposed and jnp.issubdtype(x.dtype, jnp.integer):  # lax can not transpose these
+        x, seen, is_transposed = _dilated(x, seen.strides), seen.transposed(), False
 
     def by(weight):
         arguments.check_same_dtype(function, "x", x, "w", weight.numbers)
@@ -345,6 +347,13 @@ def convolve(
         return arguments.cast(product(operand, numbers, *weight.pattern.indices), result)
 
     return arguments.sum_over(weights, by)
+
+
+def _dilated(x, dilation):
+    """`x` with `dilation - 1` zeros between neighbours along its space axes."""
+    gaps = [(0, 0, d - 1) for d in dilation]
+    edges = [*[(0, 0, 0)] * (x.ndim - len(gaps) - 1), *gaps, (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 @functools.lru_cache(maxsize=1024)

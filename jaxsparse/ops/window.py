@@ -62,6 +62,19 @@ class Window:
         """How many inputs lie between the first tap and the last, both included."""
         return extents(self.kernel, self.dilation)
 
+    def transposed(self) -> "Window":
+        """The transpose as a convolution: of this one's output, dilated by this one's strides."""
+        return Window(
+            dilated(self.y_space, self.strides),
+            self.x_space,
+            self.kernel,
+            (1,) * len(self.kernel),
+            tuple(e - 1 - low for e, low in zip(self.extents, self.low, strict=True)),
+            self.dilation,
+            self.groups,
+            not self.mirrored,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Padding:
@@ -119,7 +132,7 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
     if isinstance(padding, str):
         return padding
     try:
-        if not isinstance(padding, Sequence):
+        if not hasattr(padding, "__len__"):
             padding = (operator.index(padding),) * rank
         if len(padding) == rank:
             return tuple(map(_pair, padding))
@@ -132,7 +145,7 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
 
 
 def _pair(given) -> tuple[int, int]:
-    if not isinstance(given, Sequence):
+    if not hasattr(given, "__len__"):
         return operator.index(given), operator.index(given)
     if isinstance(given, str) or len(given) != 2:
         raise TypeError
