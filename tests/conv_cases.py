@@ -16,7 +16,6 @@ import oracle_conv
 import jaxsparse as js
 from jaxsparse import problems
 
-PATHS = ("xla",)
 FORMATS = ("unstructured", "grouped:4", "3x2")
 
 

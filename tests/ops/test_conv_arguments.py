@@ -24,11 +24,6 @@ LINE = ConvProblem("arguments_line", (7,), (3,), (4, 6), batch=(2,), sparsity=0.
 CUBE = ConvProblem("arguments_cube", (3, 4, 3), (2, 1, 2), (4, 6), batch=(2,), sparsity=0.4)
 
 
-@pytest.fixture(params=conv_cases.PATHS)
-def path(request):
-    return request.param
-
-
 def layer_of(problem, format="unstructured"):
     return conv_cases.make(problem, format)
 
