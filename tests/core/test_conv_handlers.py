@@ -583,3 +583,21 @@ def test_any_size_of_y_has_a_meaning(y_space):
     y = call("unstructured_conv_forward", shape, x, values, *pattern.indices, **window.attributes())
     expected = forward(window, x, pattern.scatter(values, window.stored))
     np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [5, 9, 13, 17])
+def test_a_weight_gradient_reads_nothing_that_no_place_of_y_reads(form, size):
+    """Places are computed many at a time; those behind the edge of y may meet an infinity of x."""
+    rng = np.random.default_rng(11)
+    window = dataclasses.replace(SIMPLE, x_space=(size, size), y_space=(size - 4, size - 4))
+    pattern = draw_pattern(rng, form, window.stored)
+    x, y = (
+        draw(rng, 2, *space, channels)
+        for space, channels in zip((window.x_space, window.y_space), window.channels, strict=True)
+    )
+    expected = weight_grad(window, x, y)
+    x[:, -2:] = np.inf
+    attributes = window.attributes()
+    got = call(f"{form}_conv_weight_grad", pattern.shape, x, y, *pattern.indices, **attributes)
+    np.testing.assert_array_equal(got, pattern.gather(expected))

@@ -231,6 +231,7 @@ class PlanBuilder {
     sizes.lanes = tiles_.lanes;
     sizes.sum_bytes = tiles_.sum_bytes;
     sizes.num_threads = num_threads_;
+    sizes.dots = role_ == ConvRole::kWeightGrad;
     plan.geometry = ChooseGeometry(sizes, shapes_, num_shapes_);
     if (plan.geometry.shape == nullptr || stored > INT32_MAX) {
       return Status::InvalidArgument(
@@ -458,6 +459,8 @@ class PlanBuilder {
       });
     }
 
+    if (role_ == ConvRole::kWeightGrad) ListVoidValues();
+
     std::vector<bool> started;
     for (int64_t phase = 0; phase < phases; ++phase) {
       for (int64_t index = 0; index < parts; ++index) {
@@ -487,6 +490,20 @@ class PlanBuilder {
     }
   }
 
+  void ListVoidValues() {
+    std::vector<bool> is_void(num_columns_ * values_);
+    for (int64_t row = 0; row < num_columns_ * values_; ++row) {
+      is_void[row] = p_.format == WeightFormat::kBlocks ? row >= p_.channels()
+                     : row < p_.num_columns * p_.width  ? SlotChannel(row) == p_.channels()
+                                                        : true;
+    }
+    ForEachEntry([&](int64_t column, int64_t, int64_t, int64_t value) {
+      for (int64_t v = 0; v < values_; ++v) {
+        if (is_void[column * values_ + v]) plan_->void_values.push_back(value + v);
+      }
+    });
+  }
+
   const SparseConv& p_;
   const LaneTiles& tiles_;
   const ConvRole role_;
@@ -511,8 +528,9 @@ class PlanBuilder {
 
 int64_t ConvPlan::bytes() const {
   int64_t total = sizeof(ConvPlan);
-  total +=
-      (offsets.capacity() + value_indices.capacity() + channel_rows.capacity()) * sizeof(int32_t);
+  for (const auto* list : {&offsets, &value_indices, &channel_rows, &void_values}) {
+    total += list->capacity() * sizeof(int32_t);
+  }
   total += segments.capacity() * sizeof(Segment);
   total += positions.capacity() * sizeof(PackedPosition);
   total += register_tiles.capacity() * sizeof(RegisterTile);

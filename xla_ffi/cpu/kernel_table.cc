@@ -36,6 +36,9 @@ struct Kernels {
   static Status SparseConvInputGrad(const SparseConv& p, TaskPool& pool) {
     return ConvInputGrad(p, kLanes, pool);
   }
+  static Status SparseConvWeightGrad(const SparseConv& p, TaskPool& pool) {
+    return ConvWeightGrad(p, kLanes, pool);
+  }
 };
 
 template <const TileTable& table, const TileTable& narrower, DType... dtypes>
@@ -46,7 +49,8 @@ constexpr KernelTable Table(const char* isa) {
           {Kernels<table, narrower, dtypes>::InputGrad...},
           {Kernels<table, narrower, dtypes>::WeightGrad...},
           {Kernels<table, narrower, dtypes>::SparseConvForward...},
-          {Kernels<table, narrower, dtypes>::SparseConvInputGrad...}};
+          {Kernels<table, narrower, dtypes>::SparseConvInputGrad...},
+          {Kernels<table, narrower, dtypes>::SparseConvWeightGrad...}};
 }
 
 struct Target {

@@ -23,6 +23,7 @@ struct KernelTable {
   BlockMatmulKernel block_weight_grad[kNumDTypes];
   SparseConvKernel conv_forward[kNumDTypes];
   SparseConvKernel conv_input_grad[kNumDTypes];
+  SparseConvKernel conv_weight_grad[kNumDTypes];
 };
 
 // The table in use: the best this machine can run, or the one JAXSPARSE_CPU_ISA names. Where that

@@ -48,7 +48,8 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   // Loads: of the source and of broadcast values; additions: two a cycle, each with 4 of latency.
   const double sums = places * shape.values;
   const double loads = (places + shape.values) / 2 + 0.5;
-  const double adds = std::max(sums, 4.0) / 2;
+  // The dots of an entry end in a share of a transposition.
+  const double adds = s.dots ? sums / 2 + 4.0 * shape.values : std::max(sums, 4.0) / 2;
   const double fits = std::max(loads, adds) * 1.15 + 0.3, misses = places * 1.1 + loads * 0.5;
   const double per_column = static_cast<double>(s.entries) / std::max<int64_t>(1, s.columns);
 
@@ -58,7 +59,7 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
     const double blocks = std::ceil(s.source_channels / block);
     const double segments = std::min(per_column, std::ceil(s.group_channels / block));
     const bool in_cache = block * channel_bytes <= kBlockBytes;
-    const double moves = segments <= 1 ? sums * 0.5 : sums * 1.0;
+    const double moves = segments <= 1 || s.dots ? sums * 0.5 : sums * 1.0;
     const double cycles =
         per_column * (in_cache ? fits : std::max(fits, misses)) + segments * (14 + moves);
     if (s.columns * blocks > 8.0 * s.entries + 1e6) return;

@@ -28,6 +28,7 @@ struct GeometrySizes {
   int64_t values = 1;          // per entry
   int64_t lanes = 1, sum_bytes = 4;
   int64_t num_threads = 1;
+  bool dots = false;  // a weight gradient: entries are results, not operands
 };
 
 LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,

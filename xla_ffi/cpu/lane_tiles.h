@@ -26,11 +26,12 @@ struct LaneTile {
   void* sums;  // [row][place][lane]
 };
 
-// weights[entry][value] += sum over places and lanes of sums[row] * packed[source + offset].
+// weights[entry][value] += sum over places and lanes of result[row] * packed[source + offset].
 struct LaneDot {
   const char* source;
   int64_t row_bytes;
-  const void* sums;  // the packed result, [row][place][lane]
+  const void* result;  // packed, [row][place][lane]
+  const void* exists;  // [place][lane] all ones where the result has the place, or null: it has all
   const int32_t* offsets;
   const Segment* segments;
   int64_t num_segments;
@@ -71,6 +72,14 @@ struct ValuePack {
   void* packed;
 };
 
+// stored[indices[k] + v] = sums[k][v], rounded; without indices, all `count` in order.
+struct ValueStore {
+  const void* sums;
+  const int32_t* indices;
+  int64_t count, values;
+  void* stored;
+};
+
 // The functions for one dtype.
 struct LaneTiles {
   int64_t item_bytes, sum_bytes;
@@ -83,6 +92,7 @@ struct LaneTiles {
   void (*pack)(const LanePack&);
   void (*unpack)(const LaneUnpack&);
   void (*pack_values)(const ValuePack&);
+  void (*store_values)(const ValueStore&);
 };
 
 }  // namespace jaxsparse::cpu

@@ -12,6 +12,7 @@ namespace jaxsparse::cpu {
 
 Status ConvForward(const SparseConv& problem, const LaneTiles& tiles, TaskPool& pool);
 Status ConvInputGrad(const SparseConv& problem, const LaneTiles& tiles, TaskPool& pool);
+Status ConvWeightGrad(const SparseConv& problem, const LaneTiles& tiles, TaskPool& pool);
 
 struct ConvGroup {
   char* x;

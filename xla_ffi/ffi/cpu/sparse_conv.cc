@@ -6,7 +6,6 @@
 
 #include <string>
 
-#include "cpu/conv_direct.h"
 #include "cpu/kernel_table.h"
 #include "ffi/check.h"
 #include "ffi/decode_conv.h"
@@ -35,16 +34,10 @@ Status RunProblem(ffi::ThreadPool pool, const SparseConvBuffers& buffers) {
   const KernelTable* kernels = ActiveKernels(&why);
   if (kernels == nullptr) return Status::InvalidArgument(why);
   XlaTaskPool tasks(pool);
-  const int dtype = static_cast<int>(decoded.dtype);
-  switch (buffers.role) {
-    case Role::kForward:
-      return kernels->conv_forward[dtype](decoded.problem, tasks);
-    case Role::kInputGrad:
-      return kernels->conv_input_grad[dtype](decoded.problem, tasks);
-    case Role::kWeightGrad:
-      break;
-  }
-  return DirectConv(decoded.problem, ConvRole::kWeightGrad, decoded.dtype, tasks);
+  const SparseConvKernel* kernel = kernels->conv_forward;
+  if (buffers.role == Role::kInputGrad) kernel = kernels->conv_input_grad;
+  if (buffers.role == Role::kWeightGrad) kernel = kernels->conv_weight_grad;
+  return kernel[static_cast<int>(decoded.dtype)](decoded.problem, tasks);
 }
 
 ffi::Error Run(ffi::ThreadPool pool, Role role, Form form, ffi::AnyBuffer a, ffi::AnyBuffer b,

@@ -1,0 +1,105 @@
+// Weight gradient: packs both arrays into lanes, and takes the dot product of every stored weight
+// over every register tile. Each weight belongs to one part, which adds up chunks in order: results
+// do not depend on the number of threads.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/parallel_for.h"
+#include "cpu/scratch.h"
+#include "cpu/sparse_conv.h"
+
+namespace jaxsparse::cpu {
+namespace {
+
+class DotRun {
+ public:
+  DotRun(const ConvPlan& plan, const LaneTiles& tiles, const void* source, const void* result)
+      : plan_(plan),
+        tiles_(tiles),
+        source_(source),
+        result_(result),
+        vector_bytes_(plan.lanes * tiles.sum_bytes) {}
+
+  Status Run(TaskPool& pool, void* weights, int64_t weight_bytes) {
+    const int64_t sums_bytes = plan_.num_entries * plan_.values() * tiles_.sum_bytes;
+    sums_ = Scratch(ScratchUse::kSums, sums_bytes);
+    std::memset(sums_, 0, sums_bytes);
+    char* packed = static_cast<char*>(
+        Scratch(ScratchUse::kPanel, plan_.source_channels * plan_.channel_stride * vector_bytes_));
+    const int64_t positions = plan_.positions.size();
+    const int64_t pack_pieces = std::min<int64_t>(positions, 8 * pool.num_threads());
+    for (int64_t chunk = 0; chunk < plan_.num_chunks(); ++chunk) {
+      Status status = ParallelFor(pool, pack_pieces, [&](int64_t piece) {
+        PackSource(plan_, tiles_, source_, chunk, piece * positions / pack_pieces,
+                   (piece + 1) * positions / pack_pieces, packed);
+      });
+      if (!status.ok()) return status;
+      status = ParallelFor(pool, plan_.parts.size(),
+                           [&](int64_t part) { RunPart(chunk, plan_.parts[part], packed); });
+      if (!status.ok()) return status;
+    }
+    Store(weights, weight_bytes);
+    return {};
+  }
+
+ private:
+  void RunPart(int64_t chunk, const Part& part, const char* packed) const {
+    if (part.segments.front() == part.segments.back()) return;
+    const int64_t places = plan_.register_places();
+    const int64_t result_bytes = plan_.max_part_rows * places * vector_bytes_;
+    char* result =
+        static_cast<char*>(Scratch(ScratchUse::kPieceSums, result_bytes + places * vector_bytes_));
+    char* exists = result + result_bytes;
+    for (const RegisterTile& tile : plan_.register_tiles) {
+      const bool is_whole = PackResult(plan_, tiles_, result_, chunk, tile, part, result, exists);
+      LaneDot dot;
+      dot.source = packed + tile.source_bytes;
+      dot.row_bytes = plan_.row_bytes;
+      dot.result = result;
+      dot.exists = is_whole ? nullptr : exists;
+      dot.offsets = plan_.offsets.data();
+      dot.weights = sums_;
+      for (size_t block = 0; block + 1 < part.segments.size(); ++block) {
+        dot.segments = plan_.segments.data() + part.segments[block];
+        dot.num_segments = part.segments[block + 1] - part.segments[block];
+        plan_.geometry.shape->dot(dot);
+      }
+    }
+  }
+
+  // Places of `weights` that no entry has, and those that are no weight, are zero.
+  void Store(void* weights, int64_t weight_bytes) const {
+    const bool in_order = plan_.value_indices.empty();
+    const int64_t written =
+        in_order ? plan_.num_entries * plan_.values() * tiles_.item_bytes : int64_t{0};
+    std::memset(static_cast<char*>(weights) + written, 0, weight_bytes - written);
+    tiles_.store_values({sums_, in_order ? nullptr : plan_.value_indices.data(), plan_.num_entries,
+                         plan_.values(), weights});
+    for (const int32_t value : plan_.void_values) {
+      std::memset(static_cast<char*>(weights) + value * tiles_.item_bytes, 0, tiles_.item_bytes);
+    }
+  }
+
+  const ConvPlan& plan_;
+  const LaneTiles& tiles_;
+  const void* source_;
+  const void* result_;
+  const int64_t vector_bytes_;
+  void* sums_ = nullptr;
+};
+
+}  // namespace
+
+Status ConvWeightGrad(const SparseConv& problem, const LaneTiles& tiles, TaskPool& pool) {
+  const int64_t bytes = problem.num_values() * tiles.item_bytes;
+  return ForEachConvGroup(
+      problem, ConvRole::kWeightGrad, tiles, pool,
+      [&](const ConvGroup& group, TaskPool& group_pool) -> Status {
+        if (bytes == 0) return {};
+        const char* source = problem.mirrored ? group.y : group.x;
+        const char* result = problem.mirrored ? group.x : group.y;
+        return DotRun(*group.plan, tiles, source, result).Run(group_pool, group.w, bytes);
+      });
+}
+
+}  // namespace jaxsparse::cpu
