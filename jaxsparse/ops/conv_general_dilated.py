@@ -46,7 +46,8 @@ def conv_general_dilated(
         window_strides, lhs_dilation, rhs_dilation: one int per space axis.
         padding: "SAME", "SAME_LOWER", "VALID", or a pair (low, high) for each space axis.
         dimension_numbers: as for lax, any. The pattern is for `rhs` in the order
-            `[*kernel, in, out]`, whatever its own.
+            `[*kernel, in, out]`, whatever its own; the kernel's axes follow each other as they do
+            in `rhs`.
         feature_group_count: as for lax.
         batch_group_count: 1.
         precision, preferred_element_type: as for lax.
