@@ -93,9 +93,9 @@ def members(function, *args) -> list[str]:
 
 
 def handler_calls(compiled) -> list[str]:
-    """The handlers in a compiled program, sorted, one entry per call."""
-    found = re.findall(r'custom_call_target="jaxsparse\.block_(\w+)\.v1"', compiled.as_text())
-    return sorted(name.removeprefix("matmul_") for name in found)
+    """The handlers in a compiled program, as `members` has them, one entry per call."""
+    found = re.findall(r'custom_call_target="jaxsparse\.(\w+)\.v1"', compiled.as_text())
+    return sorted(name.removeprefix("block_").removeprefix("matmul_") for name in found)
 
 
 def loops(compiled) -> int:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.formats.pattern import Pattern, check_usable
+from jaxsparse.formats.pattern import Format, Pattern, check_usable
 from jaxsparse.formats.weight import SparseWeight
 
 
@@ -38,10 +38,10 @@ class SplitWeight:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the whole weight."""
-        size_in, size_out = self.pattern.shape
+        *kernel, size_in, size_out = self.pattern.shape
         if self.features == "out":
-            return size_in, size_out * self.num_parts
-        return size_in * self.num_parts, size_out
+            return *kernel, size_in, size_out * self.num_parts
+        return *kernel, size_in * self.num_parts, size_out
 
     @property
     def dtype(self):
@@ -50,7 +50,7 @@ class SplitWeight:
     def todense(self) -> jax.Array:
         """The whole weight as an array."""
         parts = jax.vmap(lambda values, pattern: pattern.scatter(values))(self.values, self.pattern)
-        return jnp.concatenate(list(parts), axis=1 if self.features == "out" else 0)
+        return jnp.concatenate(list(parts), axis=-1 if self.features == "out" else -2)
 
     def __repr__(self) -> str:
         if not hasattr(self.values, "shape"):
@@ -65,13 +65,13 @@ class SplitWeight:
 def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> SplitWeight:
     """The weight in equal parts along its outputs or inputs, for sharding over a mesh axis.
 
-    `jaxsparse.matmul` takes the result like any weight. With the parts over a mesh axis, split
+    Ops take the result like any weight. With the parts over a mesh axis, split
     outputs need no communication forward (each device makes its own features of the result) and one
     sum of the input gradient backward; split inputs need one sum of the result forward and nothing
     backward.
 
     Args:
-        w: `[in, out]`, known outside `jit`.
+        w: `[in, out]` or `[*kernel, in, out]`, known outside `jit`.
         num_parts: a whole number of blocks, or of groups of outputs, must be in each part.
         features: "out" or "in".
 
@@ -88,11 +88,9 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
     if isinstance(num_parts, bool) or not isinstance(num_parts, (int, np.integer)):
         raise TypeError(f"split_features: num_parts is an int, got {num_parts!r}.")
     num_parts = int(num_parts)
-    if len(w.shape) != 2:
-        raise ValueError(f"split_features: a weight [in, out] is needed, got shape {w.shape}.")
     check_usable("split_features", w.pattern)
     axis = 1 if features == "out" else 0
-    extent, size = w.format.extent[axis], w.shape[axis]
+    extent, size = w.format.extent[axis], w.shape[axis - 2]
     if num_parts < 1 or size % (num_parts * extent):
         raise ValueError(
             f"split_features: each part must have whole {w.format.noun} of {extent} along the "
@@ -100,20 +98,23 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
             f"{w.format.noun}."
         )
     shape = list(w.shape)
-    shape[axis] //= num_parts
+    shape[axis - 2] //= num_parts
     grid = w.format.grid(tuple(shape))
     rows, cols = (np.asarray(index) for index in w.pattern.spec().positions(*w.pattern.indices))
     is_used = cols < w.pattern.grid[1]
-    along = (cols if axis else rows) // max(1, grid[axis])
+    # Rows count the channels of each tap after those of another; columns have no taps.
+    per_part = max(1, shape[axis - 2] // extent)
+    tap, inside = np.divmod(cols if axis else rows, per_part * num_parts)
+    along, own = inside // per_part, tap * per_part + inside % per_part
+    rows, cols = (rows, own) if axis else (own, cols)
     members = [np.flatnonzero(is_used & (along == part)) for part in range(num_parts)]
     capacity = max(map(len, members))
     slots = np.zeros((num_parts, capacity), np.int64)
     places = np.full((num_parts, capacity), grid[0] * grid[1])  # unused
+    numbers = _numbers(w.format, tuple(shape))
     for part, stored in enumerate(members):
-        row, col = rows[stored], cols[stored]
-        row, col = (row, col - part * grid[1]) if axis else (row - part * grid[0], col)
         slots[part, : len(stored)] = stored
-        places[part, : len(stored)] = col.astype(np.int64) * grid[0] + row
+        places[part, : len(stored)] = numbers[rows[stored], cols[stored]]
     orders = _orders_of_parts(w, num_parts, axis)
     parts = [
         w.format.pattern(place, tuple(shape), order)
@@ -126,12 +127,21 @@ def split_features(w: SparseWeight, num_parts: int, features: str = "out") -> Sp
     return SplitWeight(values.astype(w.dtype), pattern, features)
 
 
+def _numbers(format: Format, shape: tuple[int, ...]) -> np.ndarray:
+    """The place of each entry of the grid."""
+    grid = format.grid(shape)
+    total = grid[0] * grid[1]
+    numbers = np.empty(total, np.int64)
+    numbers[format.listed(np.arange(total).reshape(grid), shape)] = np.arange(total)
+    return numbers.reshape(grid)
+
+
 def _orders_of_parts(w: SparseWeight, num_parts: int, axis: int) -> list:
     """The outputs in the groups of each part, or None for formats that do not group them."""
     order = getattr(w.pattern, "order", None)
     if order is None or axis == 0:
         return [order] * num_parts
-    size = w.shape[1] // num_parts
+    size = w.shape[-1] // num_parts
     orders = np.asarray(order).reshape(num_parts, size) - size * np.arange(num_parts)[:, None]
     if not ((orders >= 0) & (orders < size)).all():
         raise ValueError(

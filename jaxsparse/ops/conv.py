@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxsparse.core import contract
 from jaxsparse.formats.pattern import Pattern, WeightSpec
-from jaxsparse.ops import arguments, families, window
+from jaxsparse.ops import arguments, families, parts, window
 from jaxsparse.ops.options import check_options
 from jaxsparse.ops.window import Window
 
@@ -254,10 +254,6 @@ def check_shapes(function: str, x, weights) -> tuple[int, ...]:
     """The kernel of the weights, or an error."""
     shape = weights[0].shape
     rank = len(shape) - 2
-    if weights[0].storage not in ("packed", "dense"):
-        raise NotImplementedError(
-            f"{function}: weights in parts are for matmul, got a SplitWeight."
-        )
     if rank < 1:
         raise ValueError(
             f"{function}: the weight must have kernel axes, [*kernel, in, out], got shape {shape}. "
@@ -305,6 +301,11 @@ def check_channels(function: str, x, weights, groups, *, exchanged: bool = False
         raise ValueError(
             f"{function}: the weight takes {takes} input channels{times}, got x.shape={x.shape}, "
             f"whose last axis has {channels}."
+        )
+    if groups > 1 and weights[0].storage in ("out", "in"):
+        raise NotImplementedError(
+            f"{function}: a SplitWeight has one feature group, got feature_group_count={groups}. "
+            "Split the groups over devices with jax.shard_map."
         )
     return int(groups)
 
@@ -370,6 +371,10 @@ def _product(function, storage, spec, is_transposed, implementation, grad):
             return op.input_grad(spec, w, x, *indices, implementation=implementation)
         return op.forward(spec, x, w, *indices, implementation=implementation)
 
+    if storage in ("out", "in"):
+        are_results_last = is_transposed == spec.window.mirrored  # in the weight
+        are_results_split = (storage == "out") == are_results_last
+        product = (parts.over_results if are_results_split else parts.over_operands)(product)
     if grad == "exact":
         return product
     whole = functools.partial(_whole_weight_grad, spec, is_transposed) if grad == "dense" else None

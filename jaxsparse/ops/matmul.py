@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import contract, partition
+from jaxsparse.core import contract
 from jaxsparse.formats.pattern import Pattern, WeightSpec, check_pattern, check_single
-from jaxsparse.ops import arguments, families
+from jaxsparse.ops import arguments, families, parts
 from jaxsparse.ops.options import check_options
 
 
@@ -173,54 +172,14 @@ def _product(storage, spec, implementation, grad):
     """
     arguments.check_precision(spec.precision)
     op = (MATMUL.whole if storage == "dense" else MATMUL.packed)[spec.weight.name]
-    forward = functools.partial(op.forward, spec, implementation=implementation)
-    product = {"out": _split_out, "in": _split_in}.get(storage, lambda forward: forward)(forward)
+    product = functools.partial(op.forward, spec, implementation=implementation)
+    if storage in ("out", "in"):
+        in_parts = parts.over_results if storage == "out" else parts.over_operands
+        product = in_parts(product)
     if grad == "exact":
         return product
     whole = functools.partial(_whole_weight_grad, spec.precision) if grad == "dense" else None
     return contract.with_contract("matmul", product, whole)
-
-
-def _split_out(forward):
-    """Each part makes its own features of the result."""
-
-    def product(x, values, *indices):
-        mapped = (None, 0, *[0] * len(indices))
-        y = jax.vmap(forward, mapped, x.ndim - 1)(x, values, *indices)
-        return _merge_last_axes(y)
-
-    return product
-
-
-def _split_in(forward):
-    """Each part makes a summand of the result from its own features of `x`."""
-
-    def product(x, values, *indices):
-        parts = _split_last_axis(x, values.shape[0])
-        y = jax.vmap(forward, (x.ndim - 1, 0, *[0] * len(indices)))(parts, values, *indices)
-        return y.astype(arguments.sum_dtype(x.dtype)).sum(0).astype(x.dtype)
-
-    return product
-
-
-def _merge_last_axes(y):
-    """The last two axes as one, which stays split over devices as the first of them was."""
-    shape = (*y.shape[:-2], y.shape[-2] * y.shape[-1])
-    return lax.reshape(y, shape, out_sharding=_explicit_sharding(y, lambda spec: spec[:-1]))
-
-
-def _split_last_axis(x, parts):
-    """The last axis as two, the first of which stays split over devices as it was."""
-    shape = (*x.shape[:-1], parts, x.shape[-1] // parts)
-    return lax.reshape(x, shape, out_sharding=_explicit_sharding(x, lambda spec: (*spec, None)))
-
-
-def _explicit_sharding(x, change):
-    """The sharding that explicit mode needs to be told of; None where there is none to tell."""
-    sharding = jax.typeof(x).sharding
-    if sharding.mesh.empty or AxisType.Explicit not in sharding.mesh.axis_types:
-        return None
-    return NamedSharding(sharding.mesh, PartitionSpec(*change(partition.spec_of(sharding, x.ndim))))
 
 
 def _whole_weight_grad(precision, x, g):
