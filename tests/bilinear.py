@@ -10,16 +10,22 @@ import functools
 from collections.abc import Callable
 
 import cases
+import conv_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 
 import jaxsparse as js
-from jaxsparse.problems import Problem
+from jaxsparse.problems import ConvProblem, Problem
 
 # Ragged in both directions; few enough products that cubes of results are exact in float32.
 PROBLEM = Problem("transforms", (3,), (11, 9), (4, 2), 0.4, "")
+_conv = functools.partial(ConvProblem, "transforms", batch=(2,), sparsity=0.4, strides=(2,))
+CONVS = {
+    "conv": ("unstructured", _conv((5,), (3,), (3, 4))),
+    "conv_transpose": ("grouped:3", _conv((3,), (3,), (3, 4), transposed=True)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +69,35 @@ def plain_sddmm(layer, a, b):
     return whole.at[coordinates(layer)].get(mode="fill", fill_value=0)
 
 
+def plain_conv(layer, x, values):
+    problem = layer.problem
+    rows = jnp.where(layer.rows < 0, 10**6, layer.rows)
+    shape = (int(np.prod(problem.weight_shape[:-1])), problem.weight_shape[-1])
+    matrix = jnp.zeros(shape, values.dtype).at[rows, layer.cols].add(values, mode="drop")
+    function = jax.lax.conv_transpose if problem.transposed else jax.lax.conv_general_dilated
+    return function(
+        x,
+        matrix.reshape(problem.weight_shape),
+        problem.strides,
+        problem.padding,
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision="highest",
+    )
+
+
+def make_convs(dtype) -> list[Op]:
+    ops = []
+    for name, (format, problem) in CONVS.items():
+        layer = conv_cases.make(
+            problem, format, functools.partial(oracle.small_integers, largest=1)
+        )
+        w = layer.weight(dtype, garbage=False)
+        ours = lambda x, v, *, of=layer, w=w, **options: of.convolve(x, w.with_values(v), **options)
+        theirs = functools.partial(plain_conv, layer)
+        ops.append(Op(name, ours, theirs, layer.array("x", dtype), w.values))
+    return ops
+
+
 def make_ops(dtype="float32") -> dict[str, Op]:
     layer = cases.make(PROBLEM, functools.partial(oracle.small_integers, largest=1))
     pattern, w = layer.pattern(), layer.weight(dtype, garbage=False)
@@ -77,6 +112,7 @@ def make_ops(dtype="float32") -> dict[str, Op]:
         Op("matmul", matmul, of_layer(plain_matmul), x, w.values),
         Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere),
         Op("sddmm", sddmm, of_layer(plain_sddmm), x, g),
+        *make_convs(dtype),
     )
     return {op.name: op for op in ops}
 

@@ -136,8 +136,8 @@ TRANSFORMS = {
     "vmap_b": lambda f: lambda a, b: jax.vmap(f, (None, 0))(a, stack(b)),
     "vmap_both": lambda f: lambda a, b: jax.vmap(f)(stack(a), stack(b)),
     "vmap_last_axis": lambda f: (
-        lambda a, b: jax.vmap(f, (2, 2), 1)(
-            jnp.moveaxis(stack(a), 0, 2), jnp.moveaxis(stack(b), 0, 2)
+        lambda a, b: jax.vmap(f, (-1, -1), 1)(
+            jnp.moveaxis(stack(a), 0, -1), jnp.moveaxis(stack(b), 0, -1)
         )
     ),
     "vmap_of_one": lambda f: lambda a, b: jax.vmap(f)(a[None], b[None]),
