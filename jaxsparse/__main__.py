@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bench.add_argument(
         "what",
-        choices=["matmul", "floor", "scaling", "overhead"],
-        help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; two cores "
-        "against one; costs besides arithmetic",
+        choices=["matmul", "floor", "conv", "conv-floor", "scaling", "overhead"],
+        help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
+        "two cores against one; costs besides arithmetic",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -79,28 +79,27 @@ def _info(options) -> int:
 
 
 def _bench(options) -> int:
-    from jaxsparse.bench import environment, matmul, measure, overhead, plot, scaling
+    from jaxsparse.bench import conv, environment, matmul, measure, overhead, plot, scaling
 
+    if options.peers and options.what not in matmul.TABLES:
+        raise ValueError(f"bench: --peers goes with {_names(matmul.TABLES)}, got {options.what}.")
     if options.plot:
-        if options.what not in matmul.TABLES:
-            raise ValueError(f"bench: --plot draws matmul and floor, got {options.what}.")
+        drawn = {**matmul.TABLES, **conv.TABLES}
+        if options.what not in drawn:
+            raise ValueError(f"bench: --plot draws {_names(drawn)}, got {options.what}.")
         plot.require()  # or the error comes after minutes of measuring
     if options.what != "scaling":  # which starts processes of its own
         measure.pin(options.threads)
     print(environment.heading(), flush=True)
+    common = (options.quick, options.seconds, options.only, options.threads)
     if options.what == "scaling":
         rows = scaling.run()
     elif options.what == "overhead":
         rows = overhead.run(options.quick)
+    elif options.what in conv.TABLES:
+        rows = conv.run(options.what, *common)
     else:
-        rows = matmul.run(
-            options.what,
-            options.quick,
-            options.seconds,
-            options.only,
-            options.threads,
-            options.peers,
-        )
+        rows = matmul.run(options.what, *common, options.peers)
     if options.plot:
         plot.write(rows, options.plot)
     if options.json:
@@ -110,6 +109,10 @@ def _bench(options) -> int:
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     return 0
+
+
+def _names(tables) -> str:
+    return ", ".join(tables)
 
 
 def _tune(options) -> int:

@@ -21,7 +21,7 @@ def why_absent(what: str) -> str | None:
         return native.why_absent("cpu")
     if what in ("avx2", "avx512", "avx512bf16", "neon"):
         return None if what in native.runnable_isas() else f"kernels run {native.runnable_isas()}"
-    if what in ("scipy", "flatbuffers"):
+    if what in ("scipy", "flatbuffers", "torch"):
         try:
             __import__(what)
         except ImportError as error:

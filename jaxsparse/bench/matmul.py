@@ -49,6 +49,14 @@ class Row:
     command: str = ""
     peers: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    @property
+    def panel(self) -> str:
+        return f"{self.batch} x {self.shape[0]} x {self.shape[1]}"
+
+    @property
+    def series(self) -> str:
+        return f"{self.role} {js.Block(self.block)} {self.dtype}"
+
     def line(self) -> str:
         size_in, size_out = self.shape
         goal = "" if self.goal is None else f"  goal {self.goal:g}"
