@@ -15,13 +15,16 @@ from jaxsparse import patterns, problems
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # A problem, a dtype and a path through the library. Kernels: all of them. Plain JAX: every problem
-# in float32, and every dtype on the problems that have all there is to go wrong.
+# in float32, and every dtype on the problems that have all there is to go wrong. Dense products of
+# copies: those problems.
 COVERING = [
     pytest.param(problem, dtype, path, id=f"{problem}-{dtype}-{path}")
     for problem in problems.SMALL
     for dtype in DTYPES
-    for path in ("ffi", "xla")
-    if path == "ffi" or dtype == "float32" or problem.name in ("odd_blocks", "tiles_ragged")
+    for path in ("ffi", "xla", "dense")
+    if path == "ffi"
+    or (path == "xla" and dtype == "float32")
+    or problem.name in ("odd_blocks", "tiles_ragged")
 ]
 
 

@@ -20,7 +20,7 @@ class BilinearOp:
         dtypes: for each platform with handlers, the dtypes that they take.
         indices: the roles of the index arrays, as for `Family`.
         weight: the name of the weight's kind, and its role: STORED parts, or WHOLE.
-        compute, parts: as for `Family`.
+        compute, parts, dense: as for `Family`.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class BilinearOp:
         weight: tuple[str, Role] = ("w", Role.STORED),
         compute: Callable | None = None,
         parts: Callable | None = None,
+        dense: Callable | None = None,
     ):
         self.name, self.dtypes, self.indices = name, dtypes, indices
         kinds = (
@@ -39,7 +40,7 @@ class BilinearOp:
             Kind(*weight, "weight_grad"),
             Kind("y", Role.BATCHED, "forward"),
         )
-        members = Family(name, kinds, reference, dtypes, compute, parts, indices).members
+        members = Family(name, kinds, reference, dtypes, compute, parts, indices, dense).members
         self.forward, self.input_grad = members["y"], members["x"]
         self.weight_grad = members[weight[0]]
 

@@ -1,8 +1,9 @@
 """Which of its two ways a member runs: the compiled handler, or the reference in plain JAX.
 
 The decision is made when a call is lowered, from what is static then: platform, dtype, shapes and
-density. With `implementation=None` it follows measured break-even points and never fails; "ffi" and
-"xla" are strict.
+density. With `implementation=None` it follows measured break-even points and never fails; "ffi",
+"xla" and "dense" are strict. The last two are XLA's dense op; for "dense", compiled copies unpack
+the weight where there are any.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ _SHIPPED = pathlib.Path(__file__).parent.parent / "tune" / "data"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A path, "ffi" or "xla", and why."""
+    """A path, "ffi", "xla" or "dense", and why."""
 
     path: str
     reason: str
@@ -58,7 +59,7 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         NotImplementedError: `implementation="ffi"`, and there is no handler.
     """
     if implementation in ("xla", "dense"):
-        return Choice("xla", f'implementation="{implementation}"')
+        return Choice(implementation, f'implementation="{implementation}"')
     absent = _why_no_handler(member, dtype, platforms)
     if implementation == "ffi":
         if absent:
@@ -85,7 +86,7 @@ def _by_density(member, spec, stored, batch, dtype) -> Choice:
         limit = spec.unmeasured_break_even()
         measured = f"{limit}, a guess: nothing was measured for {shape_class} on {device()}"
     if density > limit:
-        return Choice("xla", f"density {density:.3g} is above {measured}")
+        return Choice("dense", f"density {density:.3g} is above {measured}")
     return Choice("ffi", f"density {density:.3g} is at most {measured}")
 
 
@@ -140,7 +141,7 @@ class Call:
         shapes: of the operands and the result.
         dtype: of the operands.
         density: of the stored weight.
-        path: "ffi" or "xla".
+        path: "ffi", "xla" or "dense".
         reason: why that path.
     """
 

@@ -58,6 +58,8 @@ class Family:
         parts: `parts(kind)`, the members of other families that `compute` calls for `kind`.
         indices: the roles of the index arrays that follow the operands, STORED or WHOLE; the
             first is STORED.
+        dense: as `reference`, and may call members of other families: what runs where handlers
+            exist and do not pay. The reference if None.
     """
 
     def __init__(
@@ -69,8 +71,9 @@ class Family:
         compute: Callable | None = None,
         parts: Callable | None = None,
         indices: tuple[Role, ...] = (Role.STORED, Role.STORED),
+        dense: Callable | None = None,
     ):
-        self.name, self.kinds, self.reference = name, kinds, reference
+        self.name, self.kinds, self.reference, self.dense = name, kinds, reference, dense
         self.dtypes, self.compute, self.parts, self.indices = dtypes, compute, parts, indices
         self.members = {kind.name: Member(self, kind) for kind in kinds}
         for member in self.members.values():
@@ -271,8 +274,9 @@ class Member:
 
     # The two ways to compute it ----------------------------------------------------------------
 
-    def run_reference(self, *arrays, spec, n_group):
-        """The result in plain JAX, on any platform."""
+    def run_reference(self, *arrays, spec, n_group, reference=None):
+        """The result in plain JAX, on any platform; by another reference than the family's own."""
+        reference = reference or self.family.reference
         count = len(self.operands)
         shape = self.result_shape([a.shape for a in arrays], spec, n_group)
 
@@ -281,12 +285,12 @@ class Member:
             indices = arrays[count:]
             last = self.family.kinds[-1]
             if self.result == last:
-                return self.family.reference(spec, *arrays)
+                return reference(spec, *arrays)
 
             def forward(unknown):
                 known = {**by_kind, self.result.name: unknown}
                 operands = [known[kind.name] for kind in self.family.kinds[:-1]]
-                return self.family.reference(spec, *operands, *indices)
+                return reference(spec, *operands, *indices)
 
             zeros = jnp.zeros(shape[n_group:], arrays[0].dtype)
             return _transposed(forward, *compat.vary_alike(zeros, by_kind[last.name]))
@@ -348,7 +352,10 @@ def _install(member: Member) -> None:
         dtype = context.avals_in[0].dtype
         path = dispatch.choose(member, spec, n_group, shapes, dtype, platforms, implementation).path
         params = {"spec": spec, "n_group": n_group}
-        if path == "xla":
+        if path != "ffi":
+            # Where the compiler may split the call, it has more freedom with plain JAX.
+            if path == "dense" and compat.is_on_one_device(context):
+                params["reference"] = member.family.dense
             reference = functools.partial(member.run_reference, **params)
             return compat.lower_without_mesh(reference, context, *operands)
         handler = functools.partial(member.lower_to_handler, context, **params)

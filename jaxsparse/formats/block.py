@@ -17,6 +17,7 @@ from jaxsparse.formats.pattern import (
     Pattern,
     WeightSpec,
     array_module,
+    batch_class,
     matrix_view,
 )
 
@@ -170,10 +171,9 @@ class BlockSpec(WeightSpec):
 
     def shape_class(self, batch: int) -> str:
         """Such as "batch<64,block>=32": kernels differ by these two more than by anything else."""
-        batch_class = next((f"batch<{n}" for n in (8, 64) if batch < n), "batch>=64")
         smallest = min(self.block_shape)
-        block_class = next((f"block>={n}" for n in (32, 16, 8) if smallest >= n), "block<8")
-        return f"{batch_class},{block_class}"
+        block_class = next((f"block>={n}" for n in (32, 16, 8, 4) if smallest >= n), "block<4")
+        return f"{batch_class(batch)},{block_class}"
 
     def is_valid(self, *indices) -> jax.Array:
         (rows, cols), grid = indices, self.grid

@@ -18,6 +18,7 @@ from jaxsparse.formats.pattern import (
     Pattern,
     WeightSpec,
     array_module,
+    batch_class,
     matrix_view,
 )
 
@@ -218,10 +219,9 @@ class ColumnSpec(WeightSpec):
 
     def shape_class(self, batch: int) -> str:
         """Such as "batch<64,width<8": kernels differ by these two more than by anything else."""
-        batch_class = next((f"batch<{n}" for n in (8, 64) if batch < n), "batch>=64")
         if self.width is None:
-            return batch_class
-        return f"{batch_class},width{'>=8' if self.width >= 8 else '<8'}"
+            return batch_class(batch)
+        return f"{batch_class(batch)},width{'>=8' if self.width >= 8 else '<8'}"
 
     def is_valid(self, *indices) -> jax.Array:
         places, *order = indices

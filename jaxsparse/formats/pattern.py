@@ -41,6 +41,12 @@ def array_module(*arrays):
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
+def batch_class(batch: int) -> str:
+    """The part of a shape class that says how many rows a product has."""
+    bounds = (8, 64, 512, 2048)
+    return next((f"batch<{n}" for n in bounds if batch < n), f"batch>={bounds[-1]}")
+
+
 def matrix_view(weight_shape: tuple[int, ...]) -> tuple[int, int]:
     """`(prod(kernel) * in, out)`: the shape as which patterns see a weight `[*kernel, in, out]`."""
     return math.prod(weight_shape[:-1]), weight_shape[-1]

@@ -194,7 +194,8 @@ def conv(
             in.
         implementation: None chooses and never fails. "ffi" is the compiled kernel, or an error
             that says why there is none; "xla" is plain JAX on any platform, which for this op is
-            XLA's dense convolution with the whole weight, so "dense" says the same.
+            XLA's dense convolution with the whole weight; "dense" is the same, but compiled copies
+            unpack the weight where there are any.
         grad: as in `jaxsparse.matmul`: "exact", "sparse", or "dense" for `w` with `pattern`.
 
     Returns:

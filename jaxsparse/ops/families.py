@@ -1,6 +1,7 @@
 """The families of an op: one for each format, and one for each where the weight is stored whole."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from jaxsparse.core.bilinear import BilinearOp, LinearMap, stored_dense
@@ -37,6 +38,9 @@ def make(op: str, product: Callable, dtypes: dict[str, frozenset[str]]) -> Famil
     def packed_reference(spec, x, values, *indices):
         return product(spec, x, spec.weight.dense_matrix(values, *indices))
 
+    def packed_dense(copies, spec, x, values, *indices):
+        return product(spec, x, copies.scatter(spec.weight, values, *indices))
+
     def whole_reference(spec, x, matrix, *indices):
         return product(spec, x, spec.weight.restricted_matrix(matrix, *indices))
 
@@ -44,7 +48,13 @@ def make(op: str, product: Callable, dtypes: dict[str, frozenset[str]]) -> Famil
         return stored_dense(f"stored_dense_{name}_{op}", packed[name], copies, whole_reference)
 
     packed = {
-        name: BilinearOp(f"{name}_{op}", packed_reference, dtypes, copies.indices)
+        name: BilinearOp(
+            f"{name}_{op}",
+            packed_reference,
+            dtypes,
+            copies.indices,
+            dense=functools.partial(packed_dense, copies),
+        )
         for name, copies in _COPIES.items()
     }
     return Families(packed, {name: whole(name, copies) for name, copies in _COPIES.items()})

@@ -85,7 +85,8 @@ def matmul(
             in: a float32 result of bfloat16 costs as much as float32.
         implementation: None chooses and never fails. "ffi" is the compiled kernel, or an error
             that says why there is none; "xla" is plain JAX on any platform, which for this op is
-            XLA's dense product with the whole weight, so "dense" says the same.
+            XLA's dense product with the whole weight; "dense" is the same product, but compiled
+            copies unpack the weight where there are any.
         grad: "exact" is the derivative, in every mode and order. "sparse" and "dense" are gradient
             contracts for reverse mode: "sparse" has the gradient of the stored weights only;
             "dense", for `w` with `pattern`, has that of all weights as if every one were stored,

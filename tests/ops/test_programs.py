@@ -249,6 +249,33 @@ def test_plain_implementations_make_no_handler_call_for_the_product(implementati
     assert not {"forward", "input_grad", "weight_grad"} & set(calls)
 
 
+def test_the_dense_implementation_unpacks_with_compiled_copies():
+    need("cpu_kernels")
+    function = lambda x, v: js.matmul(x, LAYER.weight().with_values(v), implementation="dense")
+    gradients = lambda x, v: jax.vjp(function, x, v)[1](G)
+    calls = handler_calls(compiled(gradients, X, LAYER.weight().values))
+    assert set(calls) == {"gather", "scatter"}
+
+
+def test_the_dense_implementation_takes_patterns_that_vmap_stacks():
+    layers = [cases.make("tiles_ragged", seed=seed) for seed in range(3)]
+    w = jax.tree.map(lambda *a: jnp.stack(a), *(layer.weight(garbage=False) for layer in layers))
+    function = lambda w, x: js.matmul(x, w, implementation="dense")
+    ys, pull_back = jax.vjp(
+        jax.vmap(lambda v, w, x: function(w.with_values(v), x), (0, 0, None)), w.values, w, X
+    )
+    dvalues = pull_back(jnp.stack([G] * 3))[0]
+    for layer, y, dv in zip(layers, ys, dvalues, strict=True):
+        alone, pull_back = jax.vjp(
+            lambda v, layer=layer: js.matmul(
+                X, layer.weight().with_values(v), implementation="xla"
+            ),
+            layer.weight(garbage=False).values,
+        )
+        np.testing.assert_array_equal(y, alone)
+        np.testing.assert_array_equal(dv, pull_back(G)[0])
+
+
 def test_gradients_take_the_implementation_of_the_call(path):
     function = lambda x, v: js.matmul(x, LAYER.weight().with_values(v), implementation=path)
     gradients = lambda x, v: jax.vjp(function, x, v)[1](G)
@@ -271,7 +298,7 @@ def test_explain_names_every_call_and_its_reason():
         "block_matmul_weight_grad",
     }
     for call in calls:
-        assert call.path in ("ffi", "xla")
+        assert call.path in ("ffi", "xla", "dense")
         assert call.dtype == "float32"
         assert call.density == w.density
         assert len(call.reason) > 10

@@ -15,16 +15,25 @@ std::string Place(int64_t block, int32_t row, int32_t col) {
          std::to_string(col) + ")";
 }
 
-}  // namespace
+// Whether `count` used places are in the grid and strictly in order, and the others are unused. No
+// branches in the loop: it is what every call pays.
+bool IsValid(const int32_t* rows, const int32_t* cols, int64_t count, int64_t capacity,
+             int32_t grid_rows, int32_t grid_cols) {
+  int32_t wrong = count > 0 && ((rows[0] < 0) | (rows[0] >= grid_rows) | (cols[0] < 0));
+  for (int64_t k = 1; k < count; ++k) {
+    const int32_t row = rows[k], col = cols[k], last_row = rows[k - 1], last_col = cols[k - 1];
+    wrong |= (row < 0) | (row >= grid_rows) | (col >= grid_cols) | (col < last_col) |
+             ((col == last_col) & (row <= last_row));
+  }
+  for (int64_t k = count; k < capacity; ++k) wrong |= cols[k] != grid_cols;
+  return wrong == 0;
+}
 
-Status BlockPattern::Check(const BlockMatmul& problem, int64_t pattern_group) {
-  const int32_t* rows = problem.rows + pattern_group * problem.capacity;
-  const int32_t* cols = problem.cols + pattern_group * problem.capacity;
-  const int64_t grid_rows = problem.grid_rows(), grid_cols = problem.grid_cols();
-  std::vector<int64_t>& starts = by_column_.starts;
-  starts.assign(grid_cols + 1, 0);
+// What is wrong with a pattern that is not valid.
+Status FirstMistake(const int32_t* rows, const int32_t* cols, int64_t capacity, int64_t grid_rows,
+                    int64_t grid_cols) {
   int64_t last_row = -1, last_col = -1;
-  for (int64_t k = 0; k < problem.capacity; ++k) {
+  for (int64_t k = 0; k < capacity; ++k) {
     const int64_t row = rows[k], col = cols[k];
     const bool unused = col == grid_cols;
     if (col == kLostBlocks) {
@@ -45,9 +54,32 @@ Status BlockPattern::Check(const BlockMatmul& problem, int64_t pattern_group) {
     }
     last_row = row;
     last_col = col;
-    if (!unused) ++starts[col + 1];
   }
-  for (int64_t col = 0; col < grid_cols; ++col) starts[col + 1] += starts[col];
+  return Status::InvalidArgument("its grid has more rows or columns than an index can count");
+}
+
+}  // namespace
+
+Status BlockPattern::Check(const BlockMatmul& problem, int64_t pattern_group) {
+  const int32_t* rows = problem.rows + pattern_group * problem.capacity;
+  const int32_t* cols = problem.cols + pattern_group * problem.capacity;
+  const int64_t grid_rows = problem.grid_rows(), grid_cols = problem.grid_cols();
+  // In a valid pattern, columns ascend; in any other, this is some number that fits.
+  const int64_t count = std::lower_bound(cols, cols + problem.capacity, grid_cols) - cols;
+  const auto fits = [](int64_t size) {  // no index is larger
+    return static_cast<int32_t>(std::min<int64_t>(size, INT32_MAX));
+  };
+  if (!IsValid(rows, cols, count, problem.capacity, fits(grid_rows), fits(grid_cols))) {
+    return FirstMistake(rows, cols, problem.capacity, grid_rows, grid_cols);
+  }
+  std::vector<int64_t>& starts = by_column_.starts;
+  starts.resize(grid_cols + 1);
+  int64_t k = 0;
+  for (int64_t col = 0; col < grid_cols; ++col) {
+    starts[col] = k;
+    while (k < count && cols[k] == col) ++k;
+  }
+  starts[grid_cols] = k;
   by_column_.inner = rows;
   by_column_.positions = nullptr;
   grid_rows_ = grid_rows;

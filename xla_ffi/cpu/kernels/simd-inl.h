@@ -68,12 +68,17 @@ struct BF16 {
     return (Vector)(__builtin_convertvector(LoadVector<U16HalfVector>(from), U32Vector) << 16);
   }
   static JAXSPARSE_INLINE void Store(uint16_t* to, Vector v) {
+#if defined(__AVX512BF16__)
+    // Flushes subnormals, as the products that made these sums have done already.
+    StoreVector(to, _mm512_cvtneps_pbh((__m512)v));
+#else
     const U32Vector bits = (U32Vector)v;
     const U32Vector rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     // Rounding could carry a NaN's payload into the exponent; a quiet bit keeps it a NaN.
     const U32Vector quiet = (bits >> 16) | 0x40;
     const U32Vector is_nan = (U32Vector)(v != v);
     StoreVector(to, __builtin_convertvector((is_nan & quiet) | (~is_nan & rounded), U16HalfVector));
+#endif
   }
 };
 
