@@ -53,14 +53,14 @@ class ConvSpec:
         return 0.0  # XLA's dense convolutions are good: only what was measured is worth a kernel
 
     def shape_class(self, batch: int) -> str:
-        """Such as "taps>1,channels>=64,batch>=64,block>=16"; the batch counts outputs here."""
+        """Such as "taps>1,strides=1,channels<128,batch>=64,block>=16"; the batch counts outputs."""
         taps = math.prod(self.window.kernel)
         channels = self.weight.weight_shape[0] // taps
-        outputs = batch * math.prod(self.window.y_space)
-        return (
-            f"taps{'>' if taps > 1 else '='}1,channels{'>=' if channels >= 64 else '<'}64,"
-            f"{self.weight.shape_class(outputs)}"
-        )
+        classes = [f"taps{'>' if taps > 1 else '='}1"]
+        classes += ["strides=1" if set(self.window.strides) == {1} else "strides>1"]
+        classes += [next((f"channels<{n}" for n in (64, 128) if channels < n), "channels>=128")]
+        classes += ["groups>1"] if self.window.groups > 1 else []
+        return ",".join([*classes, self.weight.shape_class(batch * math.prod(self.window.y_space))])
 
 
 # In plain JAX -------------------------------------------------------------------------------------
@@ -204,7 +204,8 @@ def conv(
 
     Raises:
         ValueError: shapes, strides or padding that do not fit; unknown options.
-        TypeError: dtypes that differ or are not numbers; sizes that are not ints.
+        TypeError: dtypes that differ or are not numbers; sizes that are not ints; dilations that
+            are not positive, as in lax.
         RuntimeError: a name that no padding has, as in lax.
         NotImplementedError: more than three space axes; `implementation="ffi"` where there is no
             kernel.

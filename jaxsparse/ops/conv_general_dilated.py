@@ -1,5 +1,6 @@
 """`lax.conv_general_dilated` with a sparse weight: a convolution that Flax layers can be given."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,8 +11,6 @@ from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.ops import arguments
 from jaxsparse.ops.conv import conv
 from jaxsparse.ops.options import check_options
-
-_NAMES = ("SAME", "SAME_LOWER", "VALID")  # of padding, in lax
 
 
 def conv_general_dilated(
@@ -95,27 +94,33 @@ def conv_general_dilated(
             f"{name}: sparse weights have no batch groups, got batch_group_count="
             f"{batch_group_count}. Use feature_group_count, or a dense rhs."
         )
-    if isinstance(padding, str) and padding.upper() not in _NAMES:
-        raise RuntimeError(f"{name}: a padding is named {', '.join(_NAMES)}, got {padding!r}.")
     lhs = arguments.as_array(name, "lhs", lhs)
     if not is_sparse:
         rhs = arguments.as_array(name, "rhs", rhs)
-    if lhs.ndim != rhs.ndim:
-        raise ValueError(
-            f"{name}: lhs and rhs must have as many axes as each other, got lhs.shape={lhs.shape} "
-            f"and rhs.shape={rhs.shape}."
-        )
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     out, inputs, *kernel = numbers.rhs_spec
     rhs_order = (*kernel, inputs, out)
-    if not isinstance(rhs, (SparseWeight, WeightSum)):
-        rhs = rhs.transpose(rhs_order)
-    elif rhs_order != tuple(range(rhs.ndim)):
+    if is_sparse and rhs_order != tuple(range(rhs.ndim)):
         raise NotImplementedError(
             f"{name}: a {type(rhs).__name__} is [*kernel, in, out], got dimension_numbers="
             f"{dimension_numbers} that put its axes elsewhere. Write them as in "
             '("NHWC", "HWIO", "NHWC").'
         )
+    # lax checks the arguments, but for those that are ours.
+    dense = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    jax.eval_shape(dense, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (lhs, rhs)))
+    if not isinstance(rhs, (SparseWeight, WeightSum)):
+        rhs = rhs.transpose(rhs_order)
     batch, channels, *space = numbers.lhs_spec
     y = conv(
         lhs.transpose(batch, *space, channels),

@@ -102,7 +102,7 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
 
     Raises:
         ValueError: another number of them than there are space axes, or one below `least`.
-        TypeError: what is no int.
+        TypeError: what is no int; a dilation below `least`.
     """
     value = 1 if value is None else value
     is_one = isinstance(value, str) or not hasattr(value, "__len__")
@@ -119,7 +119,8 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
             f"{name}={value!r}."
         )
     if any(n < least for n in sizes):
-        raise ValueError(f"{function}: {name} must be at least {least}, got {name}={value!r}.")
+        error = TypeError if "dilation" in name else ValueError  # as in lax
+        raise error(f"{function}: {name} must be at least {least}, got {name}={value!r}.")
     return sizes
 
 
