@@ -14,6 +14,9 @@ from jax import lax
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.formats.weight import SparseWeight, check_values
 from jaxsparse.layers.placement import gathered, placed_like, sharding_of_product
+from jaxsparse.ops import window
+from jaxsparse.ops.conv import conv
+from jaxsparse.ops.conv_transpose import conv_transpose
 from jaxsparse.ops.dot_general import dot_general, packed_dot_general
 
 
@@ -155,6 +158,116 @@ def linear(
         inputs.shape[i] if i in batch_axes else 1 for i in range(inputs.ndim) if i not in axes
     ]
     return y + jnp.reshape(bias, (*places, *bias.shape[num_batch:]))
+
+
+def apply_mask(kernel, stored, mask, whole_shape):
+    """The kernel, or values where `stored` is packed, times the mask that Flax's layers take.
+
+    Raises:
+        ValueError: a mask of another shape than `whole_shape`, as in Flax.
+    """
+    if mask is None:
+        return kernel
+    if mask.shape != whole_shape:
+        raise ValueError(
+            f"Mask needs to have the same shape as weights. Shapes are: {mask.shape}, {whole_shape}"
+        )
+    if isinstance(stored, PackedPattern):
+        mask = stored.pattern.gather(jnp.asarray(mask))
+    return kernel * mask
+
+
+def convolution(
+    inputs,
+    kernel,
+    bias,
+    stored,
+    *,
+    transposed,
+    hook=None,
+    out_sharding=None,
+    implementation,
+    grad,
+    **arguments,
+):
+    """The result of a convolutional layer, whose arrays have been cast already.
+
+    Args:
+        inputs: `[*batch, *space, in]`.
+        kernel: `[*kernel, in, out]`, or values where `stored` is packed.
+        bias: `[out]` or None.
+        stored: the kernel's pattern, packed or not.
+        transposed: whether this is `conv_transpose`, and not `conv`.
+        hook: the user's convolution in place of `conv`, or None; it gets the masked kernel. It is
+            called as Flax calls it.
+        out_sharding: of the result, on meshes with explicit axes.
+        implementation, grad: as in `jaxsparse.conv`.
+        **arguments: the others of `jaxsparse.conv` or `jaxsparse.conv_transpose`.
+    """
+    stored = placed_like(stored, kernel, 0)
+    shape = stored.kernel_shape if isinstance(stored, PackedPattern) else kernel.shape
+    if hook is not None:
+        y = _hooked(hook, inputs, _whole(kernel, stored, grad), out_sharding, **arguments)
+    else:
+        inputs = gathered(inputs, range(inputs.ndim - len(shape) + 1, inputs.ndim))
+        kernel = gathered(kernel, range(kernel.ndim))
+        if isinstance(stored, PackedPattern):
+            kernel = SparseWeight(kernel, stored.pattern)
+            arguments["grad"] = "sparse" if grad == "dense" else grad  # there is no other one
+        else:
+            arguments |= {"pattern": stored, "grad": grad}
+        op = conv_transpose if transposed else conv
+        y = op(inputs, kernel, implementation=implementation, **arguments)
+        if out_sharding is not None:
+            y = jax.sharding.reshard(y, out_sharding)
+    return y if bias is None else y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
+
+
+def _hooked(
+    hook,
+    inputs,
+    kernel,
+    out_sharding,
+    *,
+    strides,
+    padding,
+    input_dilation,
+    kernel_dilation,
+    **arguments,
+):
+    """What Flax's layer makes of its `conv_general_dilated`."""
+    rank = kernel.ndim - 2
+    batch, space = inputs.shape[: inputs.ndim - rank - 1], inputs.shape[-rank - 1 : -1]
+    x = inputs.reshape(-1, *inputs.shape[len(batch) :])
+    sizes = {
+        name: window.per_axis("Conv", name, given, rank)
+        for name, given in (
+            ("strides", strides),
+            ("input_dilation", input_dilation),
+            ("kernel_dilation", kernel_dilation),
+        )
+    }
+    around = window.as_padding("Conv", padding, rank)
+    if isinstance(around, str) and around.upper() not in window.LAX_NAMES:
+        pad = window.conv_padding("Conv", around, space, kernel.shape[:rank], *sizes.values())
+        x = jnp.pad(x, ((0, 0), *pad.pairs, (0, 0)), mode=pad.fill or "constant")
+        around = "VALID"
+    if out_sharding is not None:
+        arguments["out_sharding"] = out_sharding
+    axes = tuple(range(1, rank + 1))
+    y = hook(
+        x,
+        kernel,
+        sizes["strides"],
+        around,
+        lhs_dilation=sizes["input_dilation"],
+        rhs_dilation=sizes["kernel_dilation"],
+        dimension_numbers=lax.ConvDimensionNumbers(
+            (0, rank + 1, *axes), (rank + 1, rank, *range(rank)), (0, rank + 1, *axes)
+        ),
+        **arguments,
+    )
+    return y.reshape(*batch, *y.shape[1:])
 
 
 def _whole(kernel, stored, grad):

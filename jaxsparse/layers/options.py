@@ -12,7 +12,7 @@ from jaxsparse.core import dispatch
 from jaxsparse.formats.block import BlockPattern
 from jaxsparse.formats.columns import ColumnPattern
 from jaxsparse.formats.parse import as_format
-from jaxsparse.formats.pattern import Format, Pattern
+from jaxsparse.formats.pattern import Format, Pattern, matrix_view
 from jaxsparse.layers.placement import gathered
 from jaxsparse.ops.options import GRADS
 from jaxsparse.patterns import full
@@ -88,36 +88,43 @@ def check(layer: str, *, format, sparsity, pattern, grad, implementation) -> Opt
     return Options(as_format(format), sparsity, pattern, grad, implementation)
 
 
-def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in: int):
-    """The pattern of a new layer: the given one, or the kernel's blocks of largest norm.
+def matrix_of(kernel_shape: tuple[int, ...], num_batch: int, num_in: int) -> tuple[int, int]:
+    """`(prod(in), prod(out))` of the kernel `[*batch, *in, *out]` of a linear layer."""
+    first_out = num_batch + num_in
+    return math.prod(kernel_shape[num_batch:first_out]), math.prod(kernel_shape[first_out:])
+
+
+def initial_pattern(layer: str, options: Options, kernel, num_batch: int, shape: tuple[int, ...]):
+    """The pattern of a new layer: the given one, or the kernel's parts of largest norm.
 
     Args:
         layer: its name, for errors.
         options: of the layer.
-        kernel: `[*batch, *in, *out]`, concrete or traced.
-        num_batch, num_in: how many of its axes are batch and input axes.
+        kernel: `[*batch, ...]`, concrete or traced.
+        num_batch: how many batch axes it has.
+        shape: as which patterns see the rest of it: the matrix of a linear layer, or
+            `[*kernel, in, out]`.
 
     Returns:
-        A Pattern for the matrix `(prod(in), prod(out))`; with batch axes, one per element, all
-        with the same number of blocks, as indices `[*batch, capacity]`.
+        A Pattern for `shape`; with batch axes, one per element, all with equally many parts, as
+        indices `[*batch, capacity]`.
 
     Raises:
-        ValueError: the given pattern is for another matrix.
+        ValueError: the given pattern is for another shape.
     """
     batch = kernel.shape[:num_batch]
-    sizes = kernel.shape[num_batch : num_batch + num_in], kernel.shape[num_batch + num_in :]
-    matrix = math.prod(sizes[0]), math.prod(sizes[1])
     if options.pattern is None and options.sparsity != 0:
         make = lambda w: fromdense(w, options.format, sparsity=options.sparsity).pattern
         for _ in batch:
             make = jax.vmap(make)
         whole = gathered(kernel, range(num_batch, kernel.ndim))
-        return make(jnp.reshape(whole, (*batch, *matrix)))
-    pattern = options.pattern or full(options.format, matrix)
-    is_listed_by_tap = isinstance(pattern, ColumnPattern) and pattern.shape != matrix
-    if pattern.spec().weight_shape != matrix or is_listed_by_tap:
+        return make(jnp.reshape(whole, (*batch, *shape)))
+    pattern = options.pattern or full(options.format, shape)
+    # Blocks are those of the matrix view; lists of single weights know the kernel's taps.
+    is_listed_by_tap = isinstance(pattern, ColumnPattern) and pattern.shape != shape
+    if pattern.spec().weight_shape != matrix_view(shape) or is_listed_by_tap:
         raise ValueError(
-            f"{layer}: the pattern must be for a matrix of shape {matrix}, the kernel's inputs and "
+            f"{layer}: the pattern must be for a weight of shape {shape}, the kernel's inputs and "
             f"outputs, got one for shape {pattern.shape}. Make it for this shape."
         )
     if pattern.group not in ((), batch):
@@ -129,7 +136,7 @@ def initial_pattern(layer: str, options: Options, kernel, num_batch: int, num_in
     indices = (
         jnp.broadcast_to(jnp.asarray(index), (*batch, index.shape[-1])) for index in pattern.indices
     )
-    return pattern.with_indices(*indices, shape=matrix)
+    return pattern.with_indices(*indices, shape=shape)
 
 
 class _Hashable(Pattern):

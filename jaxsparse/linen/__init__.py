@@ -9,12 +9,15 @@ from jaxsparse.layers.options import without_flax
 
 try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
+    from jaxsparse.linen.conv import Conv, ConvTranspose
     from jaxsparse.linen.linear import Dense, DenseGeneral
     from jaxsparse.linen.variables import apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
     raise without_flax("jaxsparse.linen", error) from error
 
 __all__ = [
+    "Conv",
+    "ConvTranspose",
     "Dense",
     "DenseGeneral",
     "apply_patterns",

@@ -1,9 +1,8 @@
 """Linear layers of Flax Linen with a sparse kernel."""
 
-import dataclasses
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,7 @@ from jax import lax
 from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
-from jaxsparse.linen.variables import COLLECTION
-
-
-def _option(default):
-    return dataclasses.field(default=default, kw_only=True)
+from jaxsparse.linen.kernel import SparseKernel, option
 
 
 def _as_tuple(given) -> tuple[int, ...]:
@@ -39,14 +34,10 @@ def _on_matrix(init, num_rows: int):
     return init_and_reshape
 
 
-class _SparseLinear(nn.Module if TYPE_CHECKING else object):
-    """Parameters and forward pass that both layers share.
-
-    Not a Module: Flax would wrap these methods, and they would show up among the intermediates.
-    """
+class _SparseLinear(SparseKernel):
+    """Parameters and forward pass that both layers share."""
 
     use_bias: bool
-    param_dtype: Any
     precision: Any
     kernel_init: Any
     bias_init: Any
@@ -54,32 +45,14 @@ class _SparseLinear(nn.Module if TYPE_CHECKING else object):
     promote_dtype: Any
     dot_general: Any
     dot_general_cls: Any
-    format: Any
-    sparsity: float
-    pattern: Any
-    grad: str
-    implementation: str | None
-
-    def _options(self) -> layer_options.Options | None:
-        return layer_options.check(
-            type(self).__name__,
-            format=self.format,
-            sparsity=self.sparsity,
-            pattern=self.pattern,
-            grad=self.grad,
-            implementation=self.implementation,
-        )
-
-    def _make_hashable(self):
-        options = self._options()
-        self.format = None if options is None else options.format
-        self.pattern = layer_options.hashable(self.pattern)
 
     def _apply(self, inputs, features, axes, batch_axes) -> jax.Array:
         """The layer's result; axes as Flax normalizes them."""
         batch = tuple(inputs.shape[axis] for axis in batch_axes)
         kernel_shape = (*batch, *(inputs.shape[axis] for axis in axes), *features)
-        kernel, stored = self._kernel(kernel_shape, len(batch), len(axes))
+        seen = layer_options.matrix_of(kernel_shape, len(batch), len(axes))
+        init = _on_matrix(self.kernel_init, len(batch) + len(axes))
+        kernel, stored = self._kernel(init, kernel_shape, len(batch), seen)
         bias = None
         if self.use_bias:
             bias = self.param(
@@ -103,39 +76,6 @@ class _SparseLinear(nn.Module if TYPE_CHECKING else object):
             precision=self.precision,
         )
 
-    def _kernel(self, shape, num_batch: int, num_in: int):
-        """The kernel and what is stored of its pattern, both made if there are none yet."""
-        init = _on_matrix(self.kernel_init, num_batch + num_in)
-        options, name = self._options(), type(self).__name__
-        if options is None:
-            return self.param("kernel", init, shape, self.param_dtype), None
-
-        def first_pattern(kernel):
-            return layer_options.initial_pattern(name, options, kernel, num_batch, num_in)
-
-        def masked_init(*args):
-            kernel = init(*args)
-            value = meta.unbox(kernel)
-            value = kernels.mask(value, first_pattern(value))
-            return meta.replace_boxed(kernel, value)
-
-        has_pattern = self.has_variable(COLLECTION, "pattern")
-        if not has_pattern and not self.is_mutable_collection(COLLECTION):
-            raise ValueError(
-                f'{name}: the collection "{COLLECTION}" holds the pattern of '
-                f"{'/'.join(self.path) or 'the layer'}, got variables without it. Pass all that "
-                f'init returned, {{"params": ..., "{COLLECTION}": ...}}; within nn.scan or '
-                f'nn.vmap, list "{COLLECTION}" in variable_axes.'
-            )
-        if has_pattern:
-            stored = self.get_variable(COLLECTION, "pattern")
-            if isinstance(stored, kernels.PackedPattern):
-                values_shape = stored.pattern.values_shape
-                zeros = lambda _: jnp.zeros(values_shape, self.param_dtype)
-                return self.param("kernel", zeros), stored
-        kernel = self.param("kernel", masked_init, shape, self.param_dtype)
-        return kernel, self.variable(COLLECTION, "pattern", lambda: first_pattern(kernel)).value
-
 
 class Dense(_SparseLinear, nn.Dense):
     """A linear layer whose kernel is sparse: `y = x @ kernel + bias`.
@@ -157,11 +97,11 @@ class Dense(_SparseLinear, nn.Dense):
     masked kernel.
     """
 
-    format: Format | str | tuple[int, int] | None = _option(None)
-    sparsity: float = _option(0.0)
-    pattern: Pattern | None = _option(None)
-    grad: str = _option("sparse")
-    implementation: str | None = _option(None)
+    format: Format | str | tuple[int, int] | None = option(None)
+    sparsity: float = option(0.0)
+    pattern: Pattern | None = option(None)
+    grad: str = option("sparse")
+    implementation: str | None = option(None)
 
     def __post_init__(self):
         self._make_hashable()
@@ -189,11 +129,11 @@ class DenseGeneral(_SparseLinear, nn.DenseGeneral):
     All other attributes are those of `flax.linen.DenseGeneral`.
     """
 
-    format: Format | str | tuple[int, int] | None = _option(None)
-    sparsity: float = _option(0.0)
-    pattern: Pattern | None = _option(None)
-    grad: str = _option("sparse")
-    implementation: str | None = _option(None)
+    format: Format | str | tuple[int, int] | None = option(None)
+    sparsity: float = option(0.0)
+    pattern: Pattern | None = option(None)
+    grad: str = option("sparse")
+    implementation: str | None = option(None)
 
     def __post_init__(self):
         self._make_hashable()

@@ -9,12 +9,15 @@ from jaxsparse.layers.options import without_flax
 
 try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
+    from jaxsparse.nnx.conv import Conv, ConvTranspose
     from jaxsparse.nnx.linear import Linear, LinearGeneral
     from jaxsparse.nnx.sparsity import Sparsity, apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
     raise without_flax("jaxsparse.nnx", error) from error
 
 __all__ = [
+    "Conv",
+    "ConvTranspose",
     "Linear",
     "LinearGeneral",
     "Sparsity",

@@ -127,7 +127,7 @@ class Linear(_SparseLinear, nnx.Linear):
         )
         self.grad = grad
         self.implementation = implementation
-        self._make_sparse(options, num_batch=0, num_in=1)
+        self._make_sparse(options, num_batch=0, shape=(in_features, out_features))
 
     def __call__(self, inputs, out_sharding=None) -> jax.Array:
         """The layer's result.
@@ -221,7 +221,9 @@ class LinearGeneral(_SparseLinear, nnx.LinearGeneral):
         )
         self.grad = grad
         self.implementation = implementation
-        self._make_sparse(options, len(self.batch_axis), len(self.in_features))
+        num_batch = len(self.batch_axis)
+        matrix = layer_options.matrix_of(self.kernel.shape, num_batch, len(self.in_features))
+        self._make_sparse(options, num_batch, matrix)
 
     def __call__(self, inputs, out_sharding=None) -> jax.Array:
         """The layer's result.

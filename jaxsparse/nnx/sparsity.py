@@ -28,14 +28,16 @@ class SparseKernel:
     kernel: nnx.Param
     sparsity: Sparsity | None
 
-    def _make_sparse(self, options: layer_options.Options | None, num_batch: int, num_in: int):
-        """Masks the kernel that Flax has initialized, and stores its pattern."""
+    def _make_sparse(
+        self, options: layer_options.Options | None, num_batch: int, shape: tuple[int, ...]
+    ):
+        """Masks the kernel that Flax has initialized, and stores its pattern for `shape`."""
         if options is None:
             self.sparsity = nnx.data(None)
             return
         kernel = self.kernel.get_value()
         name = type(self).__name__
-        pattern = layer_options.initial_pattern(name, options, kernel, num_batch, num_in)
+        pattern = layer_options.initial_pattern(name, options, kernel, num_batch, shape)
         self.kernel.set_value(kernels.mask(kernel, pattern))
         self.sparsity = Sparsity(pattern)
 

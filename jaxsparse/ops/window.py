@@ -15,8 +15,8 @@ from typing import Any
 
 # How inputs beyond the edge are made from those inside, by the names that `jax.numpy.pad` has.
 _FILLS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
-_LAX_NAMES = ("SAME", "SAME_LOWER", "VALID")
-CONV_NAMES = (*_LAX_NAMES, *_FILLS, "CAUSAL")
+LAX_NAMES = ("SAME", "SAME_LOWER", "VALID")
+CONV_NAMES = (*LAX_NAMES, *_FILLS, "CAUSAL")
 TRANSPOSED_NAMES = ("SAME", "VALID", "CIRCULAR")
 
 Pairs = tuple[tuple[int, int], ...]

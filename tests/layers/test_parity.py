@@ -270,7 +270,7 @@ PATTERN = js.patterns.full("8x8", (24, 40))
         (
             {"pattern": js.patterns.full("8x8", (24, 48))},
             ValueError,
-            r"must be for a matrix of shape \(24, 40\).*got one for shape \(24, 48\)",
+            r"must be for a weight of shape \(24, 40\).*got one for shape \(24, 48\)",
         ),
         ({"format": "8x8", "grad": "none"}, ValueError, "got 'none'"),
         ({"format": "8x8", "implementation": "cuda"}, ValueError, "got 'cuda'"),

@@ -1,0 +1,149 @@
+"""Convolutional layers of Flax Linen with a sparse kernel."""
+
+import inspect
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import lax
+
+from jaxsparse.formats.pattern import Format, Pattern
+from jaxsparse.layers import kernel as kernels
+from jaxsparse.linen.kernel import SparseKernel, option
+
+
+class _SparseConv(SparseKernel):
+    """Parameters and forward pass that both layers share."""
+
+    features: int
+    kernel_size: Any
+    strides: Any
+    padding: Any
+    kernel_dilation: Any
+    use_bias: bool
+    mask: Any
+    precision: Any
+    kernel_init: Any
+    bias_init: Any
+    dtype: Any
+    promote_dtype: Any
+
+    def _taps(self) -> tuple[int, ...]:
+        size = self.kernel_size
+        return (size,) if isinstance(size, int) else tuple(size)
+
+    def _apply(self, inputs, kernel_shape, **arguments) -> jax.Array:
+        kernel, stored = self._kernel(self.kernel_init, kernel_shape, 0, kernel_shape)
+        kernel = kernels.apply_mask(kernel, stored, self.mask, kernel_shape)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        return kernels.convolution(
+            inputs,
+            kernel,
+            bias,
+            stored,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            precision=self.precision,
+            implementation=self.implementation,
+            grad=self.grad,
+            **arguments,
+        )
+
+
+class Conv(_SparseConv, nn.Conv):
+    """A convolutional layer whose kernel is sparse.
+
+    Without `format` and `pattern` it is `flax.linen.Conv`. Otherwise weights are those of Flax's
+    layer for the same seed, zero where the pattern stores nothing, and `init` returns the pattern
+    in the collection "sparsity", which `apply` needs too.
+
+    Attributes:
+        format: such as "unstructured", "grouped:8" or "32x32"; None for a dense layer. Blocks are
+            those of the matrix `(prod(kernel_size) * in // feature_group_count, features)`.
+        sparsity: the share of weights, groups or blocks that the first pattern leaves out: those of
+            smallest norm in the initial kernel. From 0 to 1.
+        pattern: a Pattern for the kernel's shape, in place of `sparsity`.
+        grad: the kernel's gradient: "sparse", on the pattern; "dense", everywhere, to grow
+            patterns by; "exact", as "sparse" and in forward mode too.
+        implementation: None chooses; "ffi", "xla" and "dense" do that or raise.
+
+    All other attributes are those of `flax.linen.Conv`. A `conv_general_dilated` of your own gets
+    the whole masked kernel.
+    """
+
+    format: Format | str | tuple[int, int] | None = option(None)
+    sparsity: float = option(0.0)
+    pattern: Pattern | None = option(None)
+    grad: str = option("sparse")
+    implementation: str | None = option(None)
+
+    def __post_init__(self):
+        self._make_hashable()
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs) -> jax.Array:
+        """`[*batch, *output_space, features]` for inputs `[*batch, *space, in]`."""
+        if self._options() is None:
+            return _FLAX_CONV(self, inputs)
+        groups, in_features = self.feature_group_count, inputs.shape[-1]
+        assert in_features % groups == 0  # as in Flax
+        hook = self.conv_general_dilated
+        if self.conv_general_dilated_cls is not None:
+            hook = self.conv_general_dilated_cls()
+        return self._apply(
+            inputs,
+            (*self._taps(), in_features // groups, self.features),
+            transposed=False,
+            hook=None if hook is lax.conv_general_dilated else hook,
+            input_dilation=self.input_dilation,
+            feature_group_count=groups,
+        )
+
+
+class ConvTranspose(_SparseConv, nn.ConvTranspose):
+    """A transposed convolutional layer whose kernel is sparse.
+
+    Without `format` and `pattern` it is `flax.linen.ConvTranspose`. Otherwise weights are those of
+    Flax's layer for the same seed, zero where the pattern stores nothing, and `init` returns the
+    pattern in the collection "sparsity", which `apply` needs too.
+
+    Attributes:
+        format, sparsity, pattern, grad, implementation: as in `Conv`. The kernel's shape is
+            `(*kernel_size, in, features)`, the last two exchanged with `transpose_kernel`.
+
+    All other attributes are those of `flax.linen.ConvTranspose`.
+    """
+
+    format: Format | str | tuple[int, int] | None = option(None)
+    sparsity: float = option(0.0)
+    pattern: Pattern | None = option(None)
+    grad: str = option("sparse")
+    implementation: str | None = option(None)
+
+    def __post_init__(self):
+        self._make_hashable()
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs) -> jax.Array:
+        """`[*batch, *output_space, features]` for inputs `[*batch, *space, in]`."""
+        if self._options() is None:
+            return _FLAX_CONV_TRANSPOSE(self, inputs)
+        channels = (inputs.shape[-1], self.features)
+        return self._apply(
+            inputs,
+            (*self._taps(), *(channels[::-1] if self.transpose_kernel else channels)),
+            transposed=True,
+            transpose_kernel=self.transpose_kernel,
+            preferred_element_type=self.preferred_element_type,
+        )
+
+
+# The bodies of Flax's methods, without what makes a call of a method: that is ours already.
+_FLAX_CONV = inspect.unwrap(nn.Conv.__call__)
+_FLAX_CONV_TRANSPOSE = inspect.unwrap(nn.ConvTranspose.__call__)
