@@ -118,7 +118,7 @@ def _names(tables) -> str:
 def _tune(options) -> int:
     from jaxsparse.bench import environment, measure
     from jaxsparse.core import dispatch, native
-    from jaxsparse.tune import break_even
+    from jaxsparse.tune import break_even, convolutions
 
     if not native.available("cpu"):
         raise RuntimeError(f"nothing to tune. {native.why_absent('cpu')}")
@@ -131,7 +131,9 @@ def _tune(options) -> int:
         samples = measure.interleaved({"ours": ours, "theirs": theirs}, seconds=options.seconds)
         return measure.median_ratio(samples, "theirs", "ours")
 
-    table = break_even.measure(compare, lambda line: print(line, flush=True))
+    report = lambda line: print(line, flush=True)
+    table = break_even.measure(compare, report)
+    convolutions.measure(table, compare, report)
     print(f"wrote {break_even.write(table, environment.describe(), folder)}")
     return 0
 

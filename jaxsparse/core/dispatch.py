@@ -80,7 +80,10 @@ def _by_density(member, spec, stored, batch, dtype) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
     shape_class = spec.shape_class(batch)
-    limit = break_even(member.name, dtype.name, shape_class)
+    # Where an op that calls others was not measured, the one that it calls was.
+    called = () if member.family.parts is None else member.family.parts(member.result.name)
+    points = (break_even(m.name, dtype.name, shape_class) for m in (member, *called))
+    limit = next((point for point in points if point is not None), None)
     measured = f"the break-even point {limit} for {shape_class} on {device()}"
     if limit is None:
         limit = spec.unmeasured_break_even()

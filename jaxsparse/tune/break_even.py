@@ -49,7 +49,7 @@ def measure(compare: Callable, report: Callable[[str], None] = print) -> dict:
                 margin = SAFE_MARGIN if batch >= SAFE_BATCH else 1.0
 
                 def pays(density, shape, problem=(member, format, batch, dtype), margin=margin):
-                    return compare(*_functions(*problem, shape, density)) >= margin
+                    return compare(*_functions(problem, shape, density)) >= margin
 
                 point = highest(lambda density: all(pays(density, shape) for shape in SHAPES))
                 shape_class = make.full(format, SHAPES[0]).spec().shape_class(batch)
@@ -90,8 +90,9 @@ def _problems() -> Iterator[tuple]:
                     yield from ((member, format, batch) for batch in BATCHES)
 
 
-def _functions(member, format, batch, dtype, shape, density) -> tuple[Callable, Callable]:
+def _functions(problem: tuple, shape, density) -> tuple[Callable, Callable]:
     """The kernel and its rival on arrays of their own."""
+    member, format, batch, dtype = problem
     rng = np.random.default_rng(0)
     pattern = make.random(jax.random.key(0), format, shape, sparsity=1 - density)
     dense = jnp.asarray(rng.standard_normal(shape), dtype)
