@@ -189,8 +189,11 @@ class PlanBuilder {
       if (shapes_[i].values > values_ && divides(shapes_[i].values)) values_ = shapes_[i].values;
     }
 
+    if (dots) {  // columns are channels, in any format
+      num_columns_ = p_.channels();
+      return;
+    }
     const bool has_order = p_.format == WeightFormat::kColumns && order_ != nullptr;
-    in_order_ = true;
     if (columns_are_results_ && has_order) {
       for (int64_t i = 0; i < p_.order_size(); ++i) {
         in_order_ &= order_[i] == std::min(i, p_.channels());
@@ -322,7 +325,7 @@ class PlanBuilder {
       while (places_[k] >= (column + 1) * line) ++column;
       const int64_t at = places_[k] - column * line;
       const int64_t c = channel_at[at], t = tap_at[at];
-      if (columns_are_results_) {
+      if (columns_are_results_ && role_ != ConvRole::kWeightGrad) {
         for (int64_t s = 0; s < p_.width; s += values_) {
           const int64_t slot = column * p_.width + s;
           int64_t first = 0;  // of the source channels that the slots read
@@ -340,7 +343,13 @@ class PlanBuilder {
         for (int64_t s = 0; s < p_.width; ++s) {
           const int64_t channel = SlotChannel(column * p_.width + s);
           if (channel == p_.channels()) continue;
-          emit(channel / group_channels * depth + c, t, channel, k * p_.width + s);
+          const int64_t across = channel / group_channels * depth + c;
+          const int64_t value = k * p_.width + s;
+          if (columns_are_results_) {
+            emit(channel, t, across, value);
+          } else {
+            emit(across, t, channel, value);
+          }
         }
       }
     }
@@ -414,9 +423,10 @@ class PlanBuilder {
     };
     const int64_t channel_bytes = plan.channel_stride * vector_bytes;
 
-    const bool stored_order = p_.format == WeightFormat::kColumns && columns_are_results_ &&
-                              values_ == p_.width && phases == 1 &&
-                              std::find(tap_phase.begin(), tap_phase.end(), -1) == tap_phase.end();
+    const bool stored_order =
+        p_.format == WeightFormat::kColumns && columns_are_results_ && values_ == p_.width &&
+        phases == 1 && std::find(tap_phase.begin(), tap_phase.end(), -1) == tap_phase.end() &&
+        (role_ != ConvRole::kWeightGrad || (blocks == 1 && order_ == nullptr));
     std::vector<int32_t> counts(phases * num_columns_ * blocks + 1, 0);
     if (stored_order) {
       plan.offsets.reserve(used_);
@@ -459,8 +469,6 @@ class PlanBuilder {
       });
     }
 
-    if (role_ == ConvRole::kWeightGrad) ListVoidValues();
-
     std::vector<bool> started;
     for (int64_t phase = 0; phase < phases; ++phase) {
       for (int64_t index = 0; index < parts; ++index) {
@@ -490,20 +498,6 @@ class PlanBuilder {
     }
   }
 
-  void ListVoidValues() {
-    std::vector<bool> is_void(num_columns_ * values_);
-    for (int64_t row = 0; row < num_columns_ * values_; ++row) {
-      is_void[row] = p_.format == WeightFormat::kBlocks ? row >= p_.channels()
-                     : row < p_.num_columns * p_.width  ? SlotChannel(row) == p_.channels()
-                                                        : true;
-    }
-    ForEachEntry([&](int64_t column, int64_t, int64_t, int64_t value) {
-      for (int64_t v = 0; v < values_; ++v) {
-        if (is_void[column * values_ + v]) plan_->void_values.push_back(value + v);
-      }
-    });
-  }
-
   const SparseConv& p_;
   const LaneTiles& tiles_;
   const ConvRole role_;
@@ -526,9 +520,19 @@ class PlanBuilder {
 
 }  // namespace
 
+bool ConvPlan::covers_exactly() const {
+  bool exactly = true;
+  for (int a = 0; a < 3; ++a) {
+    const int64_t last = classes[a] - 1 + (tiles[a] * geometry.tile[a] - 1) * result_step[a] +
+                         result_phases.back()[a];
+    exactly &= last < result_space[a];
+  }
+  return exactly;
+}
+
 int64_t ConvPlan::bytes() const {
   int64_t total = sizeof(ConvPlan);
-  for (const auto* list : {&offsets, &value_indices, &channel_rows, &void_values}) {
+  for (const auto* list : {&offsets, &value_indices, &channel_rows}) {
     total += list->capacity() * sizeof(int32_t);
   }
   total += segments.capacity() * sizeof(Segment);

@@ -16,7 +16,8 @@
 //   row              of sums: one result channel, in one phase.
 //   column           of `values` rows, which share their entries.
 //   entry            one place of the source, relative to the register tile, that is multiplied by
-//                    the column's `values` stored weights.
+//                    the column's `values` stored weights. Of a weight gradient, the place whose
+//                    products with the column's result are summed to one stored weight.
 //   segment          the entries of a column within one block of source channels.
 //   part             a range of columns of one phase: what one thread does at a time.
 //
@@ -84,15 +85,13 @@ struct ConvPlan {
   // [result_channels] where results are computed out of order: their row. Each phase is one part
   // then. Channels without weights have the last row, which is zero.
   std::vector<int32_t> channel_rows;
-  // Of a weight gradient: stored values of entries that are no weight, behind the last channel or
-  // in a slot that is none. Sums of their rows mean nothing.
-  std::vector<int32_t> void_values;
 
   int64_t num_tiles() const { return images * NumPlaces(classes) * NumPlaces(tiles); }
   int64_t num_chunks() const { return (num_tiles() + lanes - 1) / lanes; }
   int64_t values() const { return geometry.shape->values; }
   int64_t register_places() const { return geometry.shape->rows * geometry.shape->cols; }
-  int64_t bytes() const;  // of memory
+  bool covers_exactly() const;  // no tile has places beyond the result
+  int64_t bytes() const;        // of memory
 };
 
 // Makes a plan, without the memo.
@@ -115,11 +114,9 @@ void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source
                 int64_t first, int64_t last, void* packed);
 
 // Between the result's array and the sums of a register tile of a chunk, for the rows of a part.
-// Packing makes zeros of lanes and places that do not exist; unpacking rounds. Packing also returns
-// whether every tile of the chunk has all places of the register tile, and says in `exists`
-// [place][lane] by bits that are all ones or zeros which do. Where they do not, the source may
-// still have the places that they would read, with numbers that zero times is not zero.
-bool PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
+// Packing makes zeros of lanes and places that do not exist; unpacking rounds. Packing also says in
+// `exists`, unless that is null, which of [place][lane] do, by bits that are all ones or zeros.
+void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
                 const RegisterTile& register_tile, const Part& part, void* sums, void* exists);
 void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums, int64_t chunk,
                   const RegisterTile& register_tile, const Part& part, void* result);

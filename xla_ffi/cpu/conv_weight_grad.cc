@@ -2,6 +2,7 @@
 // over every register tile. Each weight belongs to one part, which adds up chunks in order: results
 // do not depend on the number of threads.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "cpu/parallel_for.h"
@@ -16,14 +17,15 @@ class DotRun {
   DotRun(const ConvPlan& plan, const LaneTiles& tiles, const void* source, const void* result)
       : plan_(plan),
         tiles_(tiles),
-        source_(source),
+        source_(static_cast<const char*>(source)),
         result_(result),
         vector_bytes_(plan.lanes * tiles.sum_bytes) {}
 
   Status Run(TaskPool& pool, void* weights, int64_t weight_bytes) {
-    const int64_t sums_bytes = plan_.num_entries * plan_.values() * tiles_.sum_bytes;
+    const int64_t sums_bytes = plan_.num_entries * tiles_.sum_bytes;
     sums_ = Scratch(ScratchUse::kSums, sums_bytes);
     std::memset(sums_, 0, sums_bytes);
+    if (Status status = FindMasks(pool); !status.ok()) return status;
     char* packed = static_cast<char*>(
         Scratch(ScratchUse::kPanel, plan_.source_channels * plan_.channel_stride * vector_bytes_));
     const int64_t positions = plan_.positions.size();
@@ -43,49 +45,64 @@ class DotRun {
   }
 
  private:
+  // Places beyond the result are zero in the packed one, so what the source has there does not
+  // matter if it is finite.
+  Status FindMasks(TaskPool& pool) {
+    if (plan_.covers_exactly()) return {};
+    const int64_t count = plan_.images * NumPlaces(plan_.source_space) * plan_.source_channels;
+    const int64_t pieces = pool.num_threads();
+    std::atomic<bool> is_finite{true};
+    Status status = ParallelFor(pool, pieces, [&](int64_t piece) {
+      const int64_t first = piece * count / pieces, last = (piece + 1) * count / pieces;
+      if (!tiles_.all_finite(source_ + first * tiles_.item_bytes, last - first)) is_finite = false;
+    });
+    needs_masks_ = !is_finite;
+    return status;
+  }
+
   void RunPart(int64_t chunk, const Part& part, const char* packed) const {
-    if (part.segments.front() == part.segments.back()) return;
+    const int64_t first = part.segments.front(), last = part.segments.back();
+    if (first == last) return;
     const int64_t places = plan_.register_places();
     const int64_t result_bytes = plan_.max_part_rows * places * vector_bytes_;
     char* result =
         static_cast<char*>(Scratch(ScratchUse::kPieceSums, result_bytes + places * vector_bytes_));
-    char* exists = result + result_bytes;
+    LaneDot dot;
+    dot.row_bytes = plan_.row_bytes;
+    dot.result = result;
+    dot.exists = result + result_bytes;
+    dot.offsets = plan_.offsets.data();
+    dot.segments = plan_.segments.data() + first;
+    dot.num_segments = last - first;
+    dot.weights = sums_;
     for (const RegisterTile& tile : plan_.register_tiles) {
-      const bool is_whole = PackResult(plan_, tiles_, result_, chunk, tile, part, result, exists);
-      LaneDot dot;
       dot.source = packed + tile.source_bytes;
-      dot.row_bytes = plan_.row_bytes;
-      dot.result = result;
-      dot.exists = is_whole ? nullptr : exists;
-      dot.offsets = plan_.offsets.data();
-      dot.weights = sums_;
-      for (size_t block = 0; block + 1 < part.segments.size(); ++block) {
-        dot.segments = plan_.segments.data() + part.segments[block];
-        dot.num_segments = part.segments[block + 1] - part.segments[block];
+      PackResult(plan_, tiles_, result_, chunk, tile, part, result,
+                 needs_masks_ ? result + result_bytes : nullptr);
+      if (needs_masks_) {
+        tiles_.masked_dot(dot, *plan_.geometry.shape);
+      } else {
         plan_.geometry.shape->dot(dot);
       }
     }
   }
 
-  // Places of `weights` that no entry has, and those that are no weight, are zero.
+  // Places of `weights` that no entry has are zero.
   void Store(void* weights, int64_t weight_bytes) const {
     const bool in_order = plan_.value_indices.empty();
-    const int64_t written =
-        in_order ? plan_.num_entries * plan_.values() * tiles_.item_bytes : int64_t{0};
+    const int64_t written = in_order ? plan_.num_entries * tiles_.item_bytes : int64_t{0};
     std::memset(static_cast<char*>(weights) + written, 0, weight_bytes - written);
-    tiles_.store_values({sums_, in_order ? nullptr : plan_.value_indices.data(), plan_.num_entries,
-                         plan_.values(), weights});
-    for (const int32_t value : plan_.void_values) {
-      std::memset(static_cast<char*>(weights) + value * tiles_.item_bytes, 0, tiles_.item_bytes);
-    }
+    tiles_.store_values(
+        {sums_, in_order ? nullptr : plan_.value_indices.data(), plan_.num_entries, weights});
   }
 
   const ConvPlan& plan_;
   const LaneTiles& tiles_;
-  const void* source_;
+  const char* source_;
   const void* result_;
   const int64_t vector_bytes_;
   void* sums_ = nullptr;
+  bool needs_masks_ = false;
 };
 
 }  // namespace

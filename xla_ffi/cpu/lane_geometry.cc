@@ -9,6 +9,8 @@ namespace {
 
 // What of a packed block of channels stays in L1 (48 KiB) beside sums, values and offsets.
 constexpr double kBlockBytes = 40 << 10;
+// What of a packed chunk stays in L2 (1 MiB).
+constexpr double kL2Bytes = 900 << 10;
 // Sums of a part, which are in L2 while the blocks of channels pass.
 constexpr double kPartBytes = 128 << 10;
 
@@ -48,9 +50,13 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   // Loads: of the source and of broadcast values; additions: two a cycle, each with 4 of latency.
   const double sums = places * shape.values;
   const double loads = (places + shape.values) / 2 + 0.5;
-  // The dots of an entry end in a share of a transposition.
-  const double adds = s.dots ? sums / 2 + 4.0 * shape.values : std::max(sums, 4.0) / 2;
-  const double fits = std::max(loads, adds) * 1.15 + 0.3, misses = places * 1.1 + loads * 0.5;
+  const double adds = std::max(sums, 4.0) / 2;
+  // Every dot ends in a share of adding up lanes; rows are stepped through one by one. Of more than
+  // 24 results, fewer dots are in flight.
+  const double dot = 3.0 * shape.values + std::max(0, shape.rows - 2) + (sums > 24 ? 3.0 : 0.0);
+  const double extra = s.dots ? dot : 0.3;
+  const double fits = std::max(s.dots ? places / 2 : loads, adds) * (s.dots ? 1.2 : 1.15) + extra;
+  const double misses = places * 1.1 + loads * 0.5 + extra;
   const double per_column = static_cast<double>(s.entries) / std::max<int64_t>(1, s.columns);
 
   Cost best = {INFINITY, 1};
@@ -59,7 +65,7 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
     const double blocks = std::ceil(s.source_channels / block);
     const double segments = std::min(per_column, std::ceil(s.group_channels / block));
     const bool in_cache = block * channel_bytes <= kBlockBytes;
-    const double moves = segments <= 1 || s.dots ? sums * 0.5 : sums * 1.0;
+    const double moves = segments <= 1 && !s.dots ? sums * 0.5 : sums * 1.0;
     const double cycles =
         per_column * (in_cache ? fits : std::max(fits, misses)) + segments * (14 + moves);
     if (s.columns * blocks > 8.0 * s.entries + 1e6) return;
@@ -68,7 +74,11 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   consider(kBlockBytes / channel_bytes);
   consider(static_cast<double>(s.source_channels));
   const double kernel = best.cycles * s.columns * register_tiles;
-  const double pack = packed * std::max<int64_t>(s.source_channels, s.lanes) * 2.5 + packed * 60;
+  double pack = packed * std::max<int64_t>(s.source_channels, s.lanes) * 2.5 + packed * 60;
+  if (s.dots) {
+    const bool in_l2 = packed * s.source_channels * vector_bytes <= kL2Bytes;
+    pack = packed * (std::max<int64_t>(s.source_channels, s.lanes) * (in_l2 ? 8 : 20) + 60);
+  }
   const double unpack = NumPlaces(tile) * (s.columns * s.values * 2.5 + 60);
   best.cycles = chunks * (kernel + pack + unpack);
   return best;

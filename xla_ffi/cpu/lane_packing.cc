@@ -98,24 +98,21 @@ void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source
   }
 }
 
-bool PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
+void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
                 const RegisterTile& register_tile, const Part& part, void* sums, void* exists) {
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
-  const int64_t num_tiles = std::min(plan.lanes, plan.num_tiles() - chunk * plan.lanes);
-  bool is_whole = true;
   ForResultPlaces(
       plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
       [&](const char* const* rows, int64_t place) {
         tiles.pack({reinterpret_cast<const void* const*>(rows), PartChannels(plan, part),
                     static_cast<char*>(sums) + place * vector_bytes,
                     plan.register_places() * plan.lanes, Order(plan)});
+        if (exists == nullptr) return;
         char* bits = static_cast<char*>(exists) + place * vector_bytes;
         for (int64_t l = 0; l < plan.lanes; ++l, bits += tiles.sum_bytes) {
           std::memset(bits, rows[l] == nullptr ? 0 : 0xff, tiles.sum_bytes);
-          is_whole &= rows[l] != nullptr || l >= num_tiles;
         }
       });
-  return is_whole;
 }
 
 void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums, int64_t chunk,

@@ -26,16 +26,17 @@ struct LaneTile {
   void* sums;  // [row][place][lane]
 };
 
-// weights[entry][value] += sum over places and lanes of result[row] * packed[source + offset].
+// weights[entry] += sum over places and lanes of result[row] * packed[source + offset]. The entries
+// of the segments follow each other.
 struct LaneDot {
   const char* source;
   int64_t row_bytes;
   const void* result;  // packed, [row][place][lane]
-  const void* exists;  // [place][lane] all ones where the result has the place, or null: it has all
+  const void* exists;  // [place][lane] all ones where the result has the place, for masked_dot
   const int32_t* offsets;
   const Segment* segments;
   int64_t num_segments;
-  void* weights;  // [entries][values], in the sums' type
+  void* weights;  // [entries], in the sums' type
 };
 
 // A register tile: rows x cols places of each lane, for `values` results that share their entries.
@@ -72,11 +73,11 @@ struct ValuePack {
   void* packed;
 };
 
-// stored[indices[k] + v] = sums[k][v], rounded; without indices, all `count` in order.
+// stored[indices[k]] = sums[k], rounded; without indices, all `count` in order.
 struct ValueStore {
   const void* sums;
   const int32_t* indices;
-  int64_t count, values;
+  int64_t count;
   void* stored;
 };
 
@@ -93,6 +94,9 @@ struct LaneTiles {
   void (*unpack)(const LaneUnpack&);
   void (*pack_values)(const ValuePack&);
   void (*store_values)(const ValueStore&);
+  // A shape's `dot` that takes the source as zero where the result has no place.
+  void (*masked_dot)(const LaneDot&, const LaneShape&);
+  bool (*all_finite)(const void* stored, int64_t count);
 };
 
 }  // namespace jaxsparse::cpu

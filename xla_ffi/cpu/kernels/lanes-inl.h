@@ -1,5 +1,6 @@
 // Register tiles over lanes, and packing into lanes. See lane_tiles.h.
 #pragma once
+#include "cpu/kernels/conv_weight_grad-inl.h"
 #include "cpu/kernels/packing-inl.h"
 #include "cpu/lane_tiles.h"
 
@@ -209,98 +210,6 @@ void PackValues(const ValuePack& p) {
   }
 }
 
-template <class Sum>
-struct LaneBits;
-template <>
-struct LaneBits<float> {
-  using Vector = typename Simd<uint32_t>::Vector;
-};
-template <>
-struct LaneBits<double> {
-  using Vector = typename Simd<uint64_t>::Vector;
-};
-
-// The result of a segment's rows stays in registers while its entries pass. Each entry makes one
-// vector of partial sums for each value; a square of them is transposed and added up at once.
-template <class Sum, int kValues, int kRows, int kCols, bool kMasked>
-void RunLaneDotOf(const LaneDot& t) {
-  using Vector = typename Simd<Sum>::Vector;
-  using Bits = typename LaneBits<Sum>::Vector;
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  constexpr int kPlaces = kRows * kCols;
-  constexpr int kEntries = kLanes >= kValues ? kLanes / kValues : 1;  // that make a square
-  constexpr int kSquares = kEntries * kValues / kLanes;
-  static_assert(kSquares * kLanes == kEntries * kValues, "entries fill whole squares");
-  auto* weights = static_cast<Sum*>(t.weights);
-  for (int64_t s = 0; s < t.num_segments; ++s) {
-    const Segment segment = t.segments[s];
-    const char* row = static_cast<const char*>(t.result) +
-                      segment.row * static_cast<int64_t>(kPlaces * sizeof(Vector));
-    Vector result[kValues * kPlaces];
-#pragma GCC unroll 64
-    for (int i = 0; i < kValues * kPlaces; ++i) {
-      result[i] = LoadVector<Vector>(row + i * sizeof(Vector));
-    }
-    const auto dot = [&](int64_t k, Vector* sums) __attribute__((always_inline)) {
-      const char* source = t.source + t.offsets[k];
-#pragma GCC unroll 8
-      for (int v = 0; v < kValues; ++v) sums[v] = Vector{};
-#pragma GCC unroll 32
-      for (int i = 0; i < kPlaces; ++i) {
-        Vector x =
-            LoadVector<Vector>(source + i / kCols * t.row_bytes + i % kCols * sizeof(Vector));
-        if constexpr (kMasked) {
-          x = (Vector)((Bits)x &
-                       LoadVector<Bits>(static_cast<const char*>(t.exists) + i * sizeof(Vector)));
-        }
-#pragma GCC unroll 8
-        for (int v = 0; v < kValues; ++v) sums[v] += result[v * kPlaces + i] * x;
-      }
-    };
-    const auto add_up = [&](Vector* square) __attribute__((always_inline)) {
-      Transpose<Sum>(square);
-      Vector sum = square[0];
-#pragma GCC unroll 16
-      for (int i = 1; i < kLanes; ++i) sum += square[i];
-      return sum;
-    };
-    int64_t k = segment.begin;
-    const int64_t end = k + segment.count;
-    Vector squares[kEntries * kValues];
-    for (; k + kEntries <= end; k += kEntries) {
-      for (int e = 0; e < kEntries; ++e) dot(k + e, squares + e * kValues);
-      Sum* to = weights + k * kValues;
-      for (int i = 0; i < kSquares; ++i, to += kLanes) {
-        StoreVector(to, LoadVector<Vector>(to) + add_up(squares + i * kLanes));
-      }
-    }
-    if (k == end) continue;
-    const int64_t rest = end - k;
-    for (int e = 0; e < kEntries; ++e) {
-      if (e < rest) {
-        dot(k + e, squares + e * kValues);
-      } else {
-        for (int v = 0; v < kValues; ++v) squares[e * kValues + v] = Vector{};
-      }
-    }
-    Sum* to = weights + k * kValues;
-    for (int i = 0; i < kSquares; ++i) {
-      const Vector sum = add_up(squares + i * kLanes);
-      const int64_t count = Min(kLanes, rest * kValues - i * kLanes);
-      for (int64_t j = 0; j < count; ++j) *to++ += sum[j];
-    }
-  }
-}
-
-template <class Sum, int kValues, int kRows, int kCols>
-void RunLaneDot(const LaneDot& t) {
-  if (t.exists == nullptr) {
-    RunLaneDotOf<Sum, kValues, kRows, kCols, false>(t);
-  } else {
-    RunLaneDotOf<Sum, kValues, kRows, kCols, true>(t);
-  }
-}
-
 template <class Type>
 void StoreValues(const ValueStore& p) {
   using Stored = typename Type::Stored;
@@ -310,25 +219,19 @@ void StoreValues(const ValueStore& p) {
   const auto* sums = static_cast<const Sum*>(p.sums);
   auto* stored = static_cast<Stored*>(p.stored);
   if (p.indices == nullptr) {
-    const int64_t count = p.count * p.values;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) Type::Store(stored + i, LoadVector<Vector>(sums + i));
-    for (; i < count; ++i) StoreOne<Type>(stored + i, sums[i]);
+    int64_t k = 0;
+    for (; k + kLanes <= p.count; k += kLanes) {
+      Type::Store(stored + k, LoadVector<Vector>(sums + k));
+    }
+    for (; k < p.count; ++k) StoreOne<Type>(stored + k, sums[k]);
     return;
   }
-  for (int64_t k = 0; k < p.count; ++k) {
-    for (int64_t v = 0; v < p.values; ++v) StoreOne<Type>(stored + p.indices[k] + v, *sums++);
-  }
+  for (int64_t k = 0; k < p.count; ++k) StoreOne<Type>(stored + p.indices[k], sums[k]);
 }
 
 template <class Sum, int kValues, int kRows, int kCols>
 constexpr LaneShape MakeShape() {
   return {kValues, kRows, kCols, RunLaneTile<Sum, kValues, kRows, kCols>, nullptr};
-}
-
-template <class Sum, int kValues, int kRows, int kCols>
-constexpr LaneShape MakeDotShape() {
-  return {kValues, kRows, kCols, nullptr, RunLaneDot<Sum, kValues, kRows, kCols>};
 }
 
 // Sums of a tile and an entry's values fit the registers; for one value, operands come from memory.
@@ -368,36 +271,6 @@ struct LaneShapes {
   };
 };
 
-// The result of a tile and the sums of one entry fit the registers.
-template <class Sum>
-struct DotShapes {
-  static constexpr LaneShape kAll[] = {
-      MakeDotShape<Sum, 1, 1, 1>(), MakeDotShape<Sum, 1, 1, 2>(), MakeDotShape<Sum, 1, 1, 4>(),
-      MakeDotShape<Sum, 1, 1, 7>(), MakeDotShape<Sum, 1, 1, 8>(), MakeDotShape<Sum, 1, 2, 2>(),
-      MakeDotShape<Sum, 1, 2, 4>(), MakeDotShape<Sum, 1, 2, 6>(), MakeDotShape<Sum, 1, 1, 12>(),
-      MakeDotShape<Sum, 1, 3, 4>(), MakeDotShape<Sum, 2, 1, 2>(), MakeDotShape<Sum, 2, 1, 4>(),
-      MakeDotShape<Sum, 2, 2, 2>(), MakeDotShape<Sum, 4, 1, 1>(), MakeDotShape<Sum, 4, 1, 2>(),
-      MakeDotShape<Sum, 4, 2, 1>(), MakeDotShape<Sum, 2, 1, 1>(), MakeDotShape<Sum, 8, 1, 1>(),
-  };
-  static constexpr LaneShape kWide[] = {
-      MakeDotShape<Sum, 1, 1, 1>(),  MakeDotShape<Sum, 1, 1, 2>(),  MakeDotShape<Sum, 1, 1, 4>(),
-      MakeDotShape<Sum, 1, 1, 7>(),  MakeDotShape<Sum, 1, 1, 8>(),  MakeDotShape<Sum, 1, 1, 12>(),
-      MakeDotShape<Sum, 1, 1, 14>(), MakeDotShape<Sum, 1, 1, 16>(), MakeDotShape<Sum, 1, 1, 20>(),
-      MakeDotShape<Sum, 1, 1, 24>(), MakeDotShape<Sum, 1, 1, 28>(), MakeDotShape<Sum, 1, 2, 2>(),
-      MakeDotShape<Sum, 1, 2, 3>(),  MakeDotShape<Sum, 1, 2, 4>(),  MakeDotShape<Sum, 1, 2, 6>(),
-      MakeDotShape<Sum, 1, 2, 7>(),  MakeDotShape<Sum, 1, 2, 8>(),  MakeDotShape<Sum, 1, 2, 10>(),
-      MakeDotShape<Sum, 1, 2, 14>(), MakeDotShape<Sum, 1, 4, 4>(),  MakeDotShape<Sum, 1, 4, 5>(),
-      MakeDotShape<Sum, 1, 4, 6>(),  MakeDotShape<Sum, 1, 4, 7>(),  MakeDotShape<Sum, 1, 3, 5>(),
-      MakeDotShape<Sum, 2, 1, 1>(),  MakeDotShape<Sum, 2, 1, 2>(),  MakeDotShape<Sum, 2, 1, 4>(),
-      MakeDotShape<Sum, 2, 1, 7>(),  MakeDotShape<Sum, 2, 1, 8>(),  MakeDotShape<Sum, 2, 1, 12>(),
-      MakeDotShape<Sum, 2, 1, 14>(), MakeDotShape<Sum, 2, 2, 2>(),  MakeDotShape<Sum, 2, 2, 4>(),
-      MakeDotShape<Sum, 2, 2, 6>(),  MakeDotShape<Sum, 2, 2, 7>(),  MakeDotShape<Sum, 4, 1, 1>(),
-      MakeDotShape<Sum, 4, 1, 2>(),  MakeDotShape<Sum, 4, 2, 1>(),  MakeDotShape<Sum, 4, 1, 4>(),
-      MakeDotShape<Sum, 4, 1, 6>(),  MakeDotShape<Sum, 4, 2, 2>(),  MakeDotShape<Sum, 4, 2, 3>(),
-      MakeDotShape<Sum, 8, 1, 1>(),  MakeDotShape<Sum, 8, 1, 2>(),  MakeDotShape<Sum, 8, 2, 1>(),
-  };
-};
-
 template <class Type>
 constexpr LaneTiles MakeLaneTiles() {
   using Sum = typename Type::Sum;
@@ -421,6 +294,8 @@ constexpr LaneTiles MakeLaneTiles() {
   tiles.unpack = UnpackLanes<Type>;
   tiles.pack_values = PackValues<Type>;
   tiles.store_values = StoreValues<Type>;
+  tiles.masked_dot = RunMaskedDot<Sum>;
+  tiles.all_finite = AllFinite<Type>;
   return tiles;
 }
 
