@@ -23,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bench.add_argument(
         "what",
-        choices=["matmul", "floor", "conv", "conv-floor", "scaling", "overhead"],
+        choices=["matmul", "floor", "conv", "conv-floor", "resnet", "scaling", "overhead"],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
-        "two cores against one; costs besides arithmetic",
+        "a whole ResNet-50; two cores against one; costs besides arithmetic",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -96,6 +96,10 @@ def _bench(options) -> int:
         rows = scaling.run()
     elif options.what == "overhead":
         rows = overhead.run(options.quick)
+    elif options.what == "resnet":
+        from jaxsparse.bench import resnet  # needs Flax
+
+        rows = resnet.run(*common)
     elif options.what in conv.TABLES:
         rows = conv.run(options.what, *common)
     else:
