@@ -45,7 +45,9 @@ class ConvLayer:
         return {name: getattr(self.problem, name) for name in names}
 
     def convolve(self, x, w, **options):
-        """The public function on the problem's geometry."""
+        """The public function on the problem's geometry; `matmul` where there is no space."""
+        if not self.problem.kernel:
+            return js.matmul(x, w, **options)
         function = js.conv_transpose if self.problem.transposed else js.conv
         return function(x, w, **self.options, **options)
 
@@ -105,6 +107,11 @@ class ConvLayer:
         )
 
 
+def product_problem(name, batch, features, sparsity=0.5) -> problems.ConvProblem:
+    """A product of matrices: a convolution without space."""
+    return problems.ConvProblem(name, (), (), features, batch=batch, sparsity=sparsity)
+
+
 def _matrix(problem):
     *kernel, size_in, size_out = problem.weight_shape
     return int(np.prod(kernel)) * size_in, size_out
@@ -149,9 +156,8 @@ def _unspread(problem, wide):
 
 def _unstructured(rng, problem, unused):
     """Column by column, in each channel by channel, in each tap by tap."""
-    *_, size_in, size_out = problem.weight_shape
-    rows = _matrix(problem)[0]
-    taps = rows // size_in
+    *kernel, size_in, size_out = problem.weight_shape
+    rows, taps = _matrix(problem)[0], int(np.prod(kernel))
     chosen = _draw(rng, rows * size_out, problem.sparsity)
     column, channel, tap = np.unravel_index(chosen, (size_out, size_in, taps))
     places = _with_unused(chosen, unused, rows * size_out)
@@ -164,9 +170,9 @@ def _unstructured(rng, problem, unused):
 
 def _grouped(rng, problem, unused, width):
     """Outputs in any order, in groups; the last group may have slots that are no output."""
-    *_, size_in, size_out = problem.weight_shape
-    rows = _matrix(problem)[0]
-    taps, columns = rows // size_in, -(-size_out // width)
+    *kernel, size_in, size_out = problem.weight_shape
+    rows, taps = _matrix(problem)[0], int(np.prod(kernel))
+    columns = -(-size_out // width)
     order = np.full(columns * width, size_out)
     order[:size_out] = np.arange(size_out)
     order = rng.permutation(order)

@@ -67,7 +67,7 @@ class Unstructured(_Columns):
 
     def reduce(self, array, how, order=None):
         matrix = array.reshape(matrix_view(array.shape))
-        return matrix != 0 if how == "any" else matrix
+        return matrix.astype(bool) if how == "any" else matrix
 
     def spread(self, grid_array, weight_shape, order=None):
         return grid_array
