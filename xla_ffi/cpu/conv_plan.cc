@@ -428,46 +428,39 @@ class PlanBuilder {
         phases == 1 && std::find(tap_phase.begin(), tap_phase.end(), -1) == tap_phase.end() &&
         (role_ != ConvRole::kWeightGrad || (blocks == 1 && order_ == nullptr));
     std::vector<int32_t> counts(phases * num_columns_ * blocks + 1, 0);
-    if (stored_order) {
-      plan.offsets.reserve(used_);
-      ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t) {
-        ++counts[segment_of(column, 0, source)];
-        plan.offsets.push_back(source * channel_bytes + tap_bytes[t]);
-      });
-      plan.num_entries = plan.offsets.size();
-    } else {
-      ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t) {
-        if (tap_phase[t] >= 0) ++counts[segment_of(column, tap_phase[t], source)];
-      });
-    }
-
+    ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t) {
+      if (tap_phase[t] >= 0) ++counts[segment_of(column, tap_phase[t], source)];
+    });
     std::vector<int32_t> begins(counts.size());
+    int32_t begin = 0;
+    for (size_t i = 0; i < counts.size(); ++i) begins[i] = begin, begin += counts[i];
+    plan.num_entries = begin;
+
+    // Offsets in the order in which they are read. Weights in that order too, except where they
+    // can stay as they are stored: there the segments of a column follow each other.
+    std::vector<int32_t> weight_begins = begins;
     if (stored_order) {
-      // A column's segments follow each other, block by block.
-      int32_t begin = 0;
+      int32_t first = 0;
       for (int64_t column = 0; column < num_columns_; ++column) {
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t segment = column_base[column] + block * column_step[column];
-          begins[segment] = begin;
-          begin += counts[segment];
+          weight_begins[segment] = first;
+          first += counts[segment];
         }
       }
     } else {
-      int32_t begin = 0;
-      for (size_t i = 0; i < counts.size(); ++i) begins[i] = begin, begin += counts[i];
-      plan.num_entries = begin;
-      plan.offsets.resize(begin);
-      plan.value_indices.resize(begin);
+      plan.value_indices.resize(plan.num_entries);
       plan.value_stride =
           p_.format == WeightFormat::kBlocks && !columns_are_results_ ? p_.block_out : 1;
-      std::vector<int32_t> next = begins;
-      ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t value) {
-        if (tap_phase[t] < 0) return;
-        const int32_t at = next[segment_of(column, tap_phase[t], source)]++;
-        plan.offsets[at] = source * channel_bytes + tap_bytes[t];
-        plan.value_indices[at] = value;
-      });
     }
+    plan.offsets.resize(plan.num_entries);
+    std::vector<int32_t> next = begins;
+    ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t value) {
+      if (tap_phase[t] < 0) return;
+      const int32_t at = next[segment_of(column, tap_phase[t], source)]++;
+      plan.offsets[at] = source * channel_bytes + tap_bytes[t];
+      if (!stored_order) plan.value_indices[at] = value;
+    });
 
     std::vector<bool> started;
     for (int64_t phase = 0; phase < phases; ++phase) {
@@ -486,7 +479,8 @@ class PlanBuilder {
             const int64_t at = base + block * columns + column;
             const bool last_chance = block == blocks - 1 && !started[column];
             if (counts[at] == 0 && !last_chance) continue;
-            plan.segments.push_back({begins[at], counts[at], static_cast<int32_t>(column * values_),
+            plan.segments.push_back({begins[at], counts[at], weight_begins[at],
+                                     static_cast<int32_t>(column * values_),
                                      started[column] ? 0 : 1});
             started[column] = true;
           }

@@ -10,7 +10,8 @@ namespace jaxsparse::cpu {
 
 // The entries of `values` rows of sums within one block of source channels.
 struct Segment {
-  int32_t begin, count;  // of its entries
+  int32_t begin, count;  // of its entries: their offsets
+  int32_t weights;       // the entry, in the order of the weights, that is its first one
   int32_t row;           // of sums, of its first value
   int32_t is_first;      // its rows have no sums yet
 };

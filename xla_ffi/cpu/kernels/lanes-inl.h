@@ -10,17 +10,28 @@ namespace {
 // How many sums each result is split into: a tile of few results needs eight independent chains.
 constexpr int LaneSplit(int results) { return results >= 8 ? 1 : results >= 4 ? 2 : 4; }
 
+// One addition per row. The compiler would else keep the address of every place in a register, of
+// which there are too few.
+JAXSPARSE_INLINE const char* NextRow(const char* row, int64_t row_bytes) {
+  row += row_bytes;
+  asm("" : "+r"(row));
+  return row;
+}
+
 // Sums of one segment stay in registers while its entries pass. Two entries at least are in flight:
 // the addresses of one are computed while the other multiplies.
 template <class Sum, int kValues, int kRows, int kCols>
-void RunLaneTile(const LaneTile& t) {
+void RunLaneTile(const LaneTile& tile) {
   using Vector = typename Simd<Sum>::Vector;
   constexpr int kPlaces = kRows * kCols;
   constexpr int kSplit = LaneSplit(kValues * kPlaces);
   constexpr int kUnroll = kSplit > 2 ? kSplit : 2;
+  const LaneTile t = tile;  // a copy, which stores to sums cannot change
   const auto* values = static_cast<const Sum*>(t.values);
   for (int64_t s = 0; s < t.num_segments; ++s) {
     const Segment segment = t.segments[s];
+    const int32_t* offsets = t.offsets + segment.begin;
+    const Sum* weights = values + segment.weights * int64_t{kValues};
     char* row =
         static_cast<char*>(t.sums) + segment.row * static_cast<int64_t>(kPlaces * sizeof(Vector));
     Vector sums[kSplit][kValues * kPlaces];
@@ -35,23 +46,25 @@ void RunLaneTile(const LaneTile& t) {
       }
     }
     const auto add = [&](int64_t k, int split) __attribute__((always_inline)) {
-      const char* source = t.source + t.offsets[k];
-      const Sum* value = values + k * kValues;
+      const char* source = t.source + offsets[k];
+      const Sum* value = weights + k * kValues;
       if constexpr (kValues == 1) {
         const Vector w = *value - Vector{};
 #pragma GCC unroll 8
-        for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kRows; ++i) {
+          if (i > 0) source = NextRow(source, t.row_bytes);
 #pragma GCC unroll 32
           for (int j = 0; j < kCols; ++j) {
-            sums[split][i * kCols + j] +=
-                w * LoadVector<Vector>(source + i * t.row_bytes + j * sizeof(Vector));
+            sums[split][i * kCols + j] += w * LoadVector<Vector>(source + j * sizeof(Vector));
           }
+        }
       } else if constexpr (kPlaces <= 3) {
         // Few places: they stay in registers while the values pass.
         Vector x[kPlaces];
 #pragma GCC unroll 4
         for (int i = 0; i < kPlaces; ++i) {
-          x[i] = LoadVector<Vector>(source + i / kCols * t.row_bytes + i % kCols * sizeof(Vector));
+          if (i > 0 && i % kCols == 0) source = NextRow(source, t.row_bytes);
+          x[i] = LoadVector<Vector>(source + i % kCols * sizeof(Vector));
         }
 #pragma GCC unroll 8
         for (int v = 0; v < kValues; ++v) {
@@ -65,15 +78,15 @@ void RunLaneTile(const LaneTile& t) {
         for (int v = 0; v < kValues; ++v) w[v] = value[v] - Vector{};
 #pragma GCC unroll 32
         for (int i = 0; i < kPlaces; ++i) {
-          const Vector x =
-              LoadVector<Vector>(source + i / kCols * t.row_bytes + i % kCols * sizeof(Vector));
+          if (i > 0 && i % kCols == 0) source = NextRow(source, t.row_bytes);
+          const Vector x = LoadVector<Vector>(source + i % kCols * sizeof(Vector));
 #pragma GCC unroll 8
           for (int v = 0; v < kValues; ++v) sums[split][v * kPlaces + i] += w[v] * x;
         }
       }
     };
-    int64_t k = segment.begin;
-    const int64_t end = k + segment.count;
+    int64_t k = 0;
+    const int64_t end = segment.count;
     for (; k + kUnroll <= end; k += kUnroll) {
 #pragma GCC unroll 4
       for (int u = 0; u < kUnroll; ++u) add(k + u, u % kSplit);
