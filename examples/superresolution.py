@@ -36,7 +36,7 @@ import matplotlib.pyplot as plt
 SCALE = 3
 DEPTH = 4  # sparse layers between the first and the last
 ZEROS = 0.9
-PRUNING = (0.2, 0.5)  # zeros grow from the first of these shares of the steps to the second
+PRUNING = (0.25, 0.65)  # zeros grow from the first of these shares of the steps to the second
 PATCH = 24  # pixels of a small patch, to learn from
 PICTURE = 120  # pixels of what is drawn, from these corners of the photographs to judge by
 CORNERS = ((150, 250), (60, 180), (160, 260))

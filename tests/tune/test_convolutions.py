@@ -81,11 +81,16 @@ def test_a_point_decides_for_packed_weights_and_those_stored_dense(
         ({"kernel_dilation": 2}, "taps>1,strides=1,channels<64"),
     ],
 )
-def test_what_was_not_measured_runs_dense(change, words, monkeypatch):
-    monkeypatch.setattr(dispatch, "_table", lambda device: {})
+@pytest.mark.parametrize("is_full", [False, True], ids=["few_weights", "all_weights"])
+def test_what_was_not_measured_takes_the_kernel_for_few_weights_only(
+    is_full, change, words, monkeypatch
+):
     need("cpu_kernels")
-    conv = lambda x: js.conv(x, LAYER.weight(), **change)
+    monkeypatch.setattr(dispatch, "_table", lambda device: {})
+    w = js.fromdense(np.ones(LAYER.pattern.shape, np.float32), "unstructured")
+    conv = lambda x: js.conv(x, w if is_full else LAYER.weight(), **change)
     (call,) = js.explain(conv, LAYER.array("x"))
-    assert call.path == "dense"
+    assert call.path == ("dense" if is_full else "ffi")
+    assert "a guess" in call.reason
     assert words in call.reason
     jax.block_until_ready(jax.jit(conv)(LAYER.array("x")))
