@@ -11,6 +11,7 @@ from jaxsparse.patterns.make import (
     full,
     random,
 )
+from jaxsparse.patterns.regroup import similar_outputs
 from jaxsparse.patterns.statistics import Statistics, picture, statistics
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "full",
     "picture",
     "random",
+    "similar_outputs",
     "statistics",
 ]

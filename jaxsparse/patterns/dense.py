@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def fromdense(
     _check_remainder(shape, format, remainder)
     if sparsity is not None and mask is not None:
         raise ValueError("fromdense: give sparsity or mask, got both. Apply the mask to w first.")
-    _check_tolerance("fromdense", tolerance)
+    check_tolerance("fromdense", tolerance)
     if tolerance and (sparsity is not None or mask is not None):
         raise ValueError(
             "fromdense: tolerance says which entries are zero, got it with sparsity or a mask, "
@@ -211,15 +212,10 @@ def with_residual(w, format, *, filled: float = 0.5, tolerance=0, order=None) ->
     is_number = isinstance(filled, (int, float, np.number)) and not isinstance(filled, bool)
     if not is_number or not 0 < filled <= 1:
         raise ValueError(f"with_residual: filled is a share above 0, up to 1, got {filled!r}.")
-    _check_tolerance("with_residual", tolerance)
-    stored = _stored(w) if isinstance(w, (SparseWeight, WeightSum)) else None
-    dense = make.as_array(w.todense() if isinstance(w, (SparseWeight, WeightSum)) else w)
-    _check_numeric("with_residual", dense)
-    if make.is_traced(dense, stored):
-        raise ValueError("with_residual: the weight is traced. Call it outside jit.")
+    check_tolerance("with_residual", tolerance)
+    dense, nonzero = dense_and_nonzero("with_residual", w, tolerance)
     shape, format = make.check_weight_shape("with_residual", dense.shape, format)
     order = make.check_order("with_residual", order, shape, format)
-    nonzero = np.asarray(_is_nonzero(dense, tolerance))
     counts = format.reduce(nonzero.astype(np.int32), "sum", order)
     sizes = format.reduce(np.ones(shape, np.int32), "sum", order)
     chosen = (counts >= filled * sizes) & (counts > 0)
@@ -228,6 +224,21 @@ def with_residual(w, format, *, filled: float = 0.5, tolerance=0, order=None) ->
     residual = make.from_mask(rest, "unstructured")
     dense = jnp.asarray(dense)
     return WeightSum(tuple(SparseWeight(p.gather(dense), p) for p in (parts, residual)))
+
+
+def dense_and_nonzero(function: str, w, tolerance=0) -> tuple[Any, np.ndarray]:
+    """A weight, dense or sparse, as an array, and where that is not zero.
+
+    Raises:
+        ValueError: the weight is traced.
+        TypeError: it does not hold numbers.
+    """
+    is_sparse = isinstance(w, (SparseWeight, WeightSum))
+    dense = make.as_array(w.todense() if is_sparse else w)
+    _check_numeric(function, dense)
+    if make.is_traced(dense):
+        raise ValueError(f"{function}: the weight is traced. Call it outside jit.")
+    return dense, np.asarray(_is_nonzero(dense, tolerance))
 
 
 def _stored(w: SparseWeight | WeightSum):
@@ -274,7 +285,7 @@ def _check_numeric(function: str, w) -> None:
         raise TypeError(f"{function}: a weight holds numbers, got dtype {w.dtype}.")
 
 
-def _check_tolerance(function: str, tolerance) -> None:
+def check_tolerance(function: str, tolerance) -> None:
     is_number = isinstance(tolerance, (int, float, np.number)) and not isinstance(tolerance, bool)
     if not is_number or not 0 <= tolerance < math.inf:
         raise ValueError(

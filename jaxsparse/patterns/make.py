@@ -317,7 +317,8 @@ def from_scores(scores, format, shape, num_parts: int, *, order=None) -> Pattern
         )
     num_parts = _check_capacity("from_scores", num_parts, 0, format, shape)
     listed = format.listed(scores, shape)
-    stored = _highest(listed, None, num_parts)
+    none = np.zeros(listed.shape, bool)  # known, so that nothing can be lost
+    stored = _highest(listed, None, num_parts) if num_parts else none
     return _from_listed("from_scores", stored, format, shape, num_parts, order)
 
 

@@ -197,6 +197,9 @@ TEST_CASE("orders are refused with what is wrong") {
   const int32_t outside[] = {2, 4};
   CHECK(cpu::CheckOrder(outside, 2, 3).message ==
         "order holds output channels from 0 to 3, the last for none, got 4 in slot 1");
+  const int32_t missing[] = {2, 0, 3, 3};
+  CHECK(cpu::CheckOrder(missing, 4, 3).message ==
+        "order has each output channel once, got none with 1");
   const int32_t negative[] = {-1};
   CHECK(cpu::CheckOrder(negative, 1, 3).message ==
         "order holds output channels from 0 to 3, the last for none, got -1 in slot 0");

@@ -1,5 +1,6 @@
 #include "cpu/column_pattern.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -70,6 +71,11 @@ Status CheckOrder(const int32_t* order, int64_t slots, int64_t out) {
       return Status::InvalidArgument("order has each output channel once" + got() + " again");
     }
     seen[channel] = true;
+  }
+  const auto missing = std::find(seen.begin(), seen.end(), false);
+  if (missing != seen.end()) {
+    return Status::InvalidArgument("order has each output channel once, got none with " +
+                                   std::to_string(missing - seen.begin()));
   }
   return {};
 }

@@ -14,7 +14,7 @@ inline constexpr int64_t kMaxColumnPlaces = INT32_MAX - 1;
 Status CheckPlaces(const int32_t* places, int64_t capacity, int64_t num_columns,
                    int64_t column_size, int64_t* used);
 
-// `order` [slots]: an output channel each, in no two slots, or `out` for none.
+// `order` [slots]: every output channel in one slot, and `out` in the others.
 Status CheckOrder(const int32_t* order, int64_t slots, int64_t out);
 
 }  // namespace jaxsparse::cpu
