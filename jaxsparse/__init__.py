@@ -12,6 +12,7 @@ from jaxsparse.formats import serialization as _serialization  # noqa: F401  for
 from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
+from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.ops.conv import conv
 from jaxsparse.ops.conv_general_dilated import conv_general_dilated
@@ -56,5 +57,6 @@ __all__ = [
     "sddmm",
     "split",
     "split_features",
+    "weight_from_torch",
     "with_residual",
 ]
