@@ -73,6 +73,7 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     if all(kind.role is not Role.BATCHED for kind in member.family.kinds):
         return Choice("ffi", "a copy")
     batch = _batch(member, spec, n_group, shapes)
+    dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype)
 
 
@@ -82,7 +83,7 @@ def _by_density(member, spec, stored, batch, dtype) -> Choice:
     shape_class = spec.shape_class(batch)
     # Where an op that calls others was not measured, the one that it calls was.
     called = () if member.family.parts is None else member.family.parts(member.result.name)
-    points = (break_even(m.name, dtype.name, shape_class) for m in (member, *called))
+    points = (break_even(m.name, dtype, shape_class) for m in (member, *called))
     limit = next((point for point in points if point is not None), None)
     measured = f"the break-even point {limit} for {shape_class} on {device()}"
     if limit is None:

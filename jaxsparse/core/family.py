@@ -305,11 +305,18 @@ class Member:
             one_group = jax.vmap(one_group, in_axes)
         return one_group(*compat.vary_alike(*arrays))
 
+    def cast_from(self, spec) -> str | None:
+        """The short dtype in which the handler takes the operands, if they were cast from it."""
+        return spec.cast_from if self.result == self.family.kinds[-1] else None
+
     def run_handler(self, *arrays, spec, n_group):
         """The result by the compiled handler, for data that is all on this device."""
         arrays = compat.vary_alike(*arrays)
         shape = self.result_shape([a.shape for a in arrays], spec, n_group)
-        return kernel.call(self.target, shape, arrays, spec.attributes())
+        dtype, count = arrays[0].dtype, len(self.operands)
+        if short := self.cast_from(spec):  # XLA drops this cast and the one that it undoes
+            arrays = [*(a.astype(short) for a in arrays[:count]), *arrays[count:]]
+        return kernel.call(self.target, shape, dtype, arrays, spec.attributes())
 
     def lower_to_handler(self, context, *arrays, spec, n_group):
         """The handler, behind `custom_partitioning` where the compiler may split the call."""

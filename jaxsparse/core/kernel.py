@@ -22,15 +22,15 @@ def missing(platform: str, targets: tuple[str, ...]) -> list[str]:
     return [target for target in targets if target not in native.targets(platform)]
 
 
-def call(target: str, shape: tuple[int, ...], arrays, attributes):
+def call(target: str, shape: tuple[int, ...], dtype, arrays, attributes):
     """Calls a handler on arrays that are wholly on this device."""
     kind = jax.typeof(arrays[0])
     mesh = kind.sharding.mesh
     if mesh.empty:
-        result = jax.ShapeDtypeStruct(shape, kind.dtype)
+        result = jax.ShapeDtypeStruct(shape, dtype)
     else:  # inside shard_map the result must vary over the same manual axes
         whole = NamedSharding(mesh, PartitionSpec(*[None] * len(shape)))
-        result = kind.update(shape=shape, weak_type=False, sharding=whole)
+        result = kind.update(shape=shape, dtype=dtype, weak_type=False, sharding=whole)
     return jax.ffi.ffi_call(target, result)(*arrays, **attributes)
 
 

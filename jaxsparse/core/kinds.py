@@ -25,6 +25,14 @@ class Kind:
 class Spec(Protocol):
     """What is fixed before any array is seen. Must be hashable."""
 
+    @property
+    def cast_from(self) -> str | None:
+        """The short dtype that float32 operands of the last kind's member were cast from, if any.
+
+        Its handler then takes them in that dtype, and returns float32.
+        """
+        ...
+
     def inner(self, kind: str) -> tuple[int, ...]:
         """The inner axes of an array of this kind."""
         ...

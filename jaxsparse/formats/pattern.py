@@ -119,6 +119,10 @@ class WeightSpec(abc.ABC):
     def part_shape(self) -> tuple[int, ...]:
         """The axes of one stored part."""
 
+    @property
+    def cast_from(self) -> str | None:
+        return None
+
     @abc.abstractmethod
     def attributes(self) -> dict[str, Any]:
         """The FFI attributes of the copies."""

@@ -26,6 +26,10 @@ class ConvSpec:
     window: Window
     precision: Any = None  # for the reference on platforms where it matters
 
+    @property
+    def cast_from(self) -> str | None:
+        return None
+
     def inner(self, kind: str) -> tuple[int, ...]:
         if kind not in ("x", "y"):
             return self.weight.inner(kind)

@@ -20,6 +20,7 @@ class MatmulSpec:
 
     weight: WeightSpec
     precision: Any = None  # for the reference on platforms where it matters
+    cast_from: str | None = None  # the short dtype that holds x and w; the result is float32
 
     def inner(self, kind: str) -> tuple[int, ...]:
         if kind == "x":
@@ -42,10 +43,13 @@ class MatmulSpec:
 
 
 def _dot(spec, x, w):
+    result = x.dtype
+    if spec.cast_from:
+        x, w = x.astype(spec.cast_from), w.astype(spec.cast_from)
     y = jnp.matmul(
         x, w, precision=spec.precision, preferred_element_type=arguments.sum_dtype(x.dtype)
     )
-    return y.astype(x.dtype)
+    return y.astype(result)
 
 
 MATMUL = families.make(
@@ -82,7 +86,7 @@ def matmul(
         pattern: for an array `w`, which of its entries take part.
         precision: as for `jax.lax.dot_general`. CPU kernels are exact in any case.
         preferred_element_type: the dtype of the result. A wider one than that of `x` is computed
-            in: a float32 result of bfloat16 costs as much as float32.
+            in; the kernels of blocks take bfloat16 for a float32 result as they are.
         implementation: None chooses and never fails. "ffi" is the compiled kernel, or an error
             that says why there is none; "xla" is plain JAX on any platform, which for this op is
             XLA's dense product with the whole weight; "dense" is the same product, but compiled
@@ -115,7 +119,10 @@ def matmul(
             dimensions = (((x.ndim - 1,), (0,)), ((), ()))
             y = lax.dot_general(operand, numbers, dimensions, precision, arguments.sum_dtype(wide))
         else:
-            spec = MatmulSpec(weight.pattern.spec(), arguments.hashable(precision))
+            its = weight.pattern.spec()
+            is_short = x.dtype == jnp.bfloat16 and wide == jnp.float32 and its.name == "block"
+            cast_from = "bfloat16" if is_short else None
+            spec = MatmulSpec(its, arguments.hashable(precision), cast_from)
             product = _product(weight.storage, spec, implementation, grad)
             y = product(operand, numbers, *weight.pattern.indices)
         return arguments.cast(y, result)

@@ -21,6 +21,7 @@ class Spec:
 
     size_in: int
     size_out: int
+    cast_from: None = None
 
     def inner(self, kind):
         return {"x": (self.size_in,), "w": (), "y": (self.size_out,)}[kind]

@@ -1,5 +1,6 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -124,6 +125,31 @@ TEST_CASE("products equal the definition on integers, over several panels and ch
     CheckExact({40, 2048, 160, 128, 128, 0.4}, dtype, pool);
     CheckExact({700, 2050, 40, 16, 16, 1.0}, dtype, pool);
     CheckExact({300, 40, 4100, 8, 8, 1.0}, dtype, pool);
+  }
+}
+
+TEST_CASE("forward products of short floats can leave their result in float32") {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const int64_t batch : {1, 30, 131}) {
+      for (const int64_t block : {8, 12, 16, 32}) {
+        for (const int64_t groups : {1, 3}) {
+          const Shape shape = {batch, 67, 83, block, block, 0.8, groups};
+          Problem problem(shape, Role::kForward, dtype, SmallIntegers(17));
+          const std::vector<Problem::Sum> expected = problem.Expected();
+          std::vector<float> y(expected.size());
+          problem.args.y_is_float32 = true;
+          problem.args.y = y.data();
+          for (const cpu::KernelTable* table : Tables()) {
+            std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
+            REQUIRE(problem.Run(*table, cpu::CallerOnly()).ok());
+            int64_t wrong = 0;
+            for (size_t i = 0; i < y.size(); ++i) wrong += y[i] != expected[i].value;
+            INFO(CaseName(*table, problem));
+            CHECK(wrong == 0);
+          }
+        }
+      }
+    }
   }
 }
 

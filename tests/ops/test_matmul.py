@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from machine import need
+from machine import compiled, need
 
 import jaxsparse as js
 from jaxsparse import problems
@@ -287,6 +287,28 @@ def test_a_wider_preferred_element_type_keeps_what_the_operands_could_not_hold(p
     x = jnp.ones((1, 257), "bfloat16")
     y = js.matmul(x, w, preferred_element_type=jnp.float32, implementation=path)
     assert float(y[0, 0]) == 257
+
+
+def test_gradients_of_a_float32_result_are_not_rounded_before_the_product(path):
+    """257 is no bfloat16: as 256 or 258 it would leave 0 or 2."""
+    w = js.SparseWeight(jnp.ones((1, 1, 1), "bfloat16"), js.patterns.full((1, 1), (1, 1)))
+    product = lambda v: js.matmul(
+        jnp.ones((2, 1), "bfloat16"),
+        w.with_values(v),
+        preferred_element_type=jnp.float32,
+        implementation=path,
+    )
+    (dvalues,) = jax.vjp(product, w.values)[1](jnp.array([[257.0], [-256.0]]))
+    assert float(dvalues[0, 0, 0]) == 1
+
+
+def test_kernels_take_bfloat16_for_a_float32_result_as_it_is():
+    need("cpu_kernels")
+    layer = cases.make("tiles")
+    product = functools.partial(js.matmul, preferred_element_type=jnp.float32, implementation="ffi")
+    text = compiled(product, layer.array("x", "bfloat16"), layer.weight("bfloat16")).as_text()
+    assert "jaxsparse.block_matmul_forward" in text
+    assert " convert(" not in text
 
 
 def test_gradients_have_the_dtype_of_the_operands_whatever_is_preferred(path):

@@ -30,12 +30,14 @@ struct BlockMatmul {
   // Flat group of each array for each group of the result. An array without groups has zeros.
   std::vector<int64_t> x_group, w_group, y_group, pattern_group;
 
-  // Of the three, the role's result is written, the others only read; all in one dtype.
+  // Of the three, the role's result is written, the others only read; all in one dtype, but that
+  // the result of a forward product of short floats may be left in float32.
   void* x = nullptr;
   void* w = nullptr;
   void* y = nullptr;
   const int32_t* rows = nullptr;
   const int32_t* cols = nullptr;
+  bool y_is_float32 = false;
 
   int64_t num_groups() const { return static_cast<int64_t>(x_group.size()); }
   int64_t grid_rows() const { return (in + block_in - 1) / block_in; }

@@ -38,6 +38,7 @@ struct Product {
   int64_t block_depth, block_width;
   const BlockOrder* order;  // lines of blocks along the width
   bool transposed;
+  int64_t result_bytes;                  // of a number
   const JoinedBlocks* joined = nullptr;  // how these blocks are made of stored ones, if they are
 
   int64_t num_depth_blocks() const { return CeilDiv(depth, block_depth); }
@@ -152,10 +153,10 @@ class ProductRun {
         t.block_depth = p_.block_depth;
         t.vectors = strips_.vectors;
         t.cols = strips_.cols(strip);
-        t.result =
-            p_.result + (row_tiles_.begin(tile) * p_.width + strips_.begin(strip)) * t_.item_bytes;
+        t.result = p_.result +
+                   (row_tiles_.begin(tile) * p_.width + strips_.begin(strip)) * p_.result_bytes;
         t.result_stride = p_.width;
-        if (t.cols > 0) kernel_.run(t);
+        if (t.cols > 0) (p_.result_bytes == t_.item_bytes ? kernel_.run : kernel_.run_unrounded)(t);
       }
     }
   }
@@ -301,12 +302,13 @@ Status RunProduct(const Product& p, const TilesByWidth& by_width, TaskPool& pool
 
 Status BlockForward(const BlockMatmul& problem, const TilesByWidth& tiles, TaskPool& pool) {
   const int64_t item_bytes = tiles.wide.item_bytes;
+  const int64_t y_bytes = problem.y_is_float32 ? sizeof(float) : item_bytes;
   return ForEachGroup(problem, item_bytes, pool, Order::kByColumn,
                       [&](const GroupView& group, TaskPool& group_pool) {
-                        AdviseHugePages(group.y, problem.batch * problem.out * item_bytes);
+                        AdviseHugePages(group.y, problem.batch * problem.out * y_bytes);
                         return RunProduct(
                             {group.x, group.w, group.y, problem.batch, problem.in, problem.out,
-                             problem.block_in, problem.block_out, group.order, false},
+                             problem.block_in, problem.block_out, group.order, false, y_bytes},
                             tiles, group_pool);
                       });
 }
@@ -317,7 +319,7 @@ Status BlockInputGrad(const BlockMatmul& problem, const TilesByWidth& tiles, Tas
       problem, item_bytes, pool, Order::kByRow, [&](const GroupView& group, TaskPool& group_pool) {
         AdviseHugePages(group.x, problem.batch * problem.in * item_bytes);
         return RunProduct({group.y, group.w, group.x, problem.batch, problem.out, problem.in,
-                           problem.block_out, problem.block_in, group.order, true},
+                           problem.block_out, problem.block_in, group.order, true, item_bytes},
                           tiles, group_pool);
       });
 }

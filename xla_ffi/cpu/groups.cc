@@ -37,10 +37,11 @@ Status ForEachGroup(const BlockMatmul& problem, int64_t item_bytes, TaskPool& po
     const auto array = [&](void* base, int64_t index, int64_t items) {
       return static_cast<char*>(base) + index * items * item_bytes;
     };
+    const int64_t y_scale = problem.y_is_float32 ? sizeof(float) / item_bytes : 1;
     const int64_t block_items = problem.block_in * problem.block_out;
     return run({array(problem.x, problem.x_group[group], problem.batch * problem.in),
                 array(problem.w, problem.w_group[group], problem.capacity * block_items),
-                array(problem.y, problem.y_group[group], problem.batch * problem.out),
+                array(problem.y, problem.y_group[group], problem.batch * problem.out * y_scale),
                 orders[problem.pattern_group[group]]},
                group_pool);
   };

@@ -104,6 +104,7 @@ struct ProductKernel {
   bool reads_stored_weights;
   void (*pack_rows)(const RowPanel&);
   void (*run)(const ProductTile&);
+  void (*run_unrounded)(const ProductTile&);  // leaves the result in the type of the sums
 };
 
 // The functions for one dtype.

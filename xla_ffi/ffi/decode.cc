@@ -55,7 +55,10 @@ Status DecodeBlockMatmul(const BlockMatmulBuffers& buffers, BlockMatmul* problem
   const NamedBuffer& result = forward ? y : input_grad ? x : w;
 
   if (Status s = CheckPattern(rows, cols); !s.ok()) return s;
-  if (Status s = CheckOneDType({x, w, y}); !s.ok()) return s;
+  const bool is_short = x.dtype() == ffi::BF16 || x.dtype() == ffi::F16;
+  problem->y_is_float32 = forward && is_short && y.dtype() == ffi::F32;
+  if (Status s = problem->y_is_float32 ? CheckOneDType({x, w}) : CheckOneDType({x, w, y}); !s.ok())
+    return s;
   if (Status s = ReadDType(x.dtype(), dtype); !s.ok()) return s;
 
   const size_t num_group_axes = rows.ndim() - 1;

@@ -11,6 +11,7 @@ namespace {
 template <class Type, class Op>
 constexpr Tiles MakeTiles() {
   using Single = Singles<Type>;
+  using Sum = Full<typename Type::Sum>;
   Tiles tiles = {};
   tiles.item_bytes = sizeof(typename Type::Stored);
   tiles.word_bytes = sizeof(typename Op::Word);
@@ -21,12 +22,14 @@ constexpr Tiles MakeTiles() {
                    {0, MaxRows(1), MaxRows(2)},
                    Type::kSumsAreStored,
                    PackRows<Op>,
-                   RunProduct<Type, Op, PackedWords<Op>, MaxRows(1), MaxRows(2)>};
+                   RunProduct<Type, Op, PackedWords<Op>, MaxRows(1), MaxRows(2)>,
+                   RunProduct<Sum, Op, PackedWords<Op>, MaxRows(1), MaxRows(2)>};
   tiles.streamed_product = {1,
                             {0, kMaxStreamedRows, kMaxStreamedRows},
                             true,
                             PackRows<Single>,
-                            RunProduct<Type, Single, Type, kMaxStreamedRows, kMaxStreamedRows>};
+                            RunProduct<Type, Single, Type, kMaxStreamedRows, kMaxStreamedRows>,
+                            RunProduct<Sum, Single, Type, kMaxStreamedRows, kMaxStreamedRows>};
   tiles.pack_columns = PackColumns<Op>;
   tiles.pack_transposed = PackTransposed<Op>;
   tiles.max_dot_batch = 2 * kMaxDotRows;

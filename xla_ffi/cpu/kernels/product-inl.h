@@ -115,7 +115,8 @@ struct TilesByRows<Op, Weights, kVectors, std::integer_sequence<int, kRowsLessOn
   static constexpr TileFunction<Op> kRun[] = {RunTile<Op, Weights, kRowsLessOne + 1, kVectors>...};
 };
 
-// Runs the tile; into `result` itself where the sums can go there whole.
+// Runs the tile; into `result`, whose numbers are of Type, itself where the sums can go there
+// whole.
 template <class Type, class Op, class Weights, int kMaxRows1, int kMaxRows2>
 void RunProduct(const ProductTile& t) {
   using Sum = typename Op::Sum;
