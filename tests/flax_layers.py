@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+import jaxsparse as js
 import jaxsparse.linen as jlinen
 import jaxsparse.nnx as jnnx
 
@@ -108,14 +109,31 @@ class Layer:
 
 
 def mask_of(pattern, kernel_shape) -> np.ndarray:
-    """Bool, of the kernel's shape, by filling in one block after the other."""
-    rows, cols = np.asarray(pattern.rows), np.asarray(pattern.cols)
-    lead, (block_in, block_out) = rows.shape[:-1], pattern.format.shape
-    mask = np.zeros((*lead, *pattern.shape), bool)
-    for place in np.ndindex(*rows.shape):
-        r, c = rows[place] * block_in, cols[place] * block_out
-        mask[(*place[:-1], slice(r, r + block_in), slice(c, c + block_out))] = True
+    """Bool, of the kernel's shape, by filling in one stored part after the other."""
+    places = np.asarray(pattern.indices[0])
+    mask = np.zeros((*places.shape[:-1], *pattern.shape), bool)
+    parts_of = _blocks if isinstance(pattern, js.BlockPattern) else _strips
+    for group in np.ndindex(*places.shape[:-1]):
+        indices = [np.asarray(index)[group] for index in pattern.indices]
+        for part in parts_of(pattern, *indices):
+            mask[group][part] = True
     return mask.reshape(kernel_shape)
+
+
+def _blocks(pattern, rows, cols):
+    block_in, block_out = pattern.format.shape
+    for r, c in zip(rows * block_in, cols * block_out):
+        yield slice(r, r + block_in), slice(c, c + block_out)
+
+
+def _strips(pattern, places, order=None):
+    """One output, or those of a group; the weight has no taps."""
+    size_in, size_out = pattern.shape
+    order = np.arange(size_out) if order is None else order
+    width = getattr(pattern.format, "width", 1)
+    for column, row in zip(*np.divmod(places, size_in)):
+        outputs = order[column * width : (column + 1) * width]
+        yield row, outputs[outputs < size_out]
 
 
 def _as_params(tree) -> Any:
