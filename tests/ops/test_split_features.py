@@ -3,6 +3,7 @@
 import functools
 
 import cases
+import conv_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,3 +177,58 @@ def test_gradients_on_a_mesh_gather_nothing(features, kind):
     with jax.set_mesh(mesh):
         program = compiled(jax.grad(loss, (0, 1)), x, w.values)
     assert collectives(program) == ["all-reduce"]
+
+
+# Single weights and groups of outputs -------------------------------------------------------------
+
+FORMATS = {"unstructured": "unstructured", "groups": "grouped:4"}
+
+
+def split_layer(format):
+    """Its groups are of neighbours, so that they lie whole in the parts."""
+    layer = conv_cases.make(conv_cases.product_problem("split", (8,), (32, 48)), format, unused=1)
+    if format == "unstructured":
+        return layer, layer.weight(garbage=False)
+    w = js.fromdense(jnp.float32(layer.dense()), format)
+    return layer, w
+
+
+@both
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_split_weights_of_every_format_give_the_same_product_and_gradients(format, features, path):
+    layer, whole = split_layer(format)
+    w = js.split_features(whole, PARTS, features)
+    oracle.equal_exactly(w.todense(), layer.dense())
+    product = functools.partial(js.matmul, implementation=path)
+    x, g = layer.array("x"), layer.array("g")
+    y, pull_back = jax.vjp(lambda x, v: product(x, with_values(w, v)), x, w.values)
+    dx, dv = pull_back(g)
+    oracle.equal_exactly(y, layer.y())
+    oracle.equal_exactly(dx, layer.dx())
+    expected = (layer.x.T @ layer.g) * np.asarray(whole.pattern.mask())
+    oracle.equal_exactly(with_values(w, dv).todense(), expected)
+
+
+@pytest.mark.parametrize(
+    ("features", "needed"), [("out", []), ("in", ["all-reduce"])], ids=["out", "in"]
+)
+@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
+def test_split_weights_of_every_format_communicate_only_what_they_must(format, features, needed):
+    need("cpu_kernels")
+    layer, whole = split_layer(format)
+    mesh = mesh_of(AxisType.Auto)
+    w = js.split_features(whole, PARTS, features)
+    spec = P("data", "model") if features == "in" else P("data")
+    x = jax.device_put(layer.array("x"), NamedSharding(mesh, spec))
+    w = jax.device_put(w, NamedSharding(mesh, P("model")))
+    program = compiled(functools.partial(js.matmul, implementation="ffi"), x, w)
+    assert collectives(program) == needed
+    oracle.equal_exactly(program(x, w), layer.y())
+
+
+def test_groups_that_lie_in_several_parts_are_not_split():
+    order = np.roll(np.arange(48), 2)
+    w = js.fromdense(jnp.ones((32, 48)), "grouped:4", order=order)
+    with pytest.raises(ValueError, match="groups outputs of several parts"):
+        js.split_features(w, PARTS, "out")
+    oracle.equal_exactly(js.split_features(w, PARTS, "in").todense(), np.ones((32, 48)))
