@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     tune.add_argument("--seconds", type=float, default=0.2, help="sampling time of a comparison")
     tune.add_argument(
+        "--only", default="", help="points whose line contains this; the others stay as they are"
+    )
+    tune.add_argument(
         "--folder", type=pathlib.Path, help="where to write (default: the user's cache folder)"
     )
     tune.set_defaults(run=_tune)
@@ -136,8 +139,8 @@ def _tune(options) -> int:
         return measure.median_ratio(samples, "theirs", "ours")
 
     report = lambda line: print(line, flush=True)
-    table = break_even.measure(compare, report)
-    convolutions.measure(table, compare, report)
+    table = break_even.measure(compare, report, options.only)
+    convolutions.measure(table, compare, report, options.only)
     print(f"wrote {break_even.write(table, environment.describe(), folder)}")
     return 0
 

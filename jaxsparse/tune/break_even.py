@@ -20,13 +20,15 @@ import numpy as np
 
 from jaxsparse.core import dispatch, kernel
 from jaxsparse.formats.block import Block
+from jaxsparse.formats.columns import Grouped, Unstructured
 from jaxsparse.ops.matmul import MATMUL, MatmulSpec
 from jaxsparse.patterns import make
 
 DENSITIES = (1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 0.0)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 BATCHES = (1, 16, 64, 512, 2048)
-FORMATS = tuple(Block((size, size)) for size in (4, 8, 16, 32))
+BLOCKS = tuple(Block((size, size)) for size in (4, 8, 16, 32))
+FORMATS = (*BLOCKS, Unstructured(), Grouped(4), Grouped(8))
 SHAPES = ((128, 128), (1024, 1024))
 
 # How much faster a kernel has to be than what it replaces. From 2048 rows on, unpacking a weight is
@@ -35,34 +37,44 @@ SHAPES = ((128, 128), (1024, 1024))
 SAFE_BATCH, SAFE_MARGIN = 2048, 1.1
 
 
-def measure(compare: Callable, report: Callable[[str], None] = print) -> dict:
+def measure(compare: Callable, report: Callable[[str], None] = print, only: str = "") -> dict:
     """The table for this device.
 
     Args:
         compare: `compare(ours, theirs) -> ratio`, how many times faster the first function is.
         report: called with a line for every point found.
+        only: measures the points whose line contains this.
     """
     table = {}
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
             for member, format, batch in _problems():
                 margin = SAFE_MARGIN if batch >= SAFE_BATCH else 1.0
+                shape_class = make.full(format, SHAPES[0]).spec().shape_class(batch)
+                if only not in (label := f"{member.name} {dtype} {shape_class}"):
+                    continue
 
                 def pays(density, shape, problem=(member, format, batch, dtype), margin=margin):
                     return compare(*_functions(problem, shape, density)) >= margin
 
                 point = highest(lambda density: all(pays(density, shape) for shape in SHAPES))
-                shape_class = make.full(format, SHAPES[0]).spec().shape_class(batch)
                 table.setdefault(member.name, {}).setdefault(dtype, {})[shape_class] = point
-                report(f"{member.name} {dtype} {shape_class}: {point}")
+                report(f"{label}: {point}")
     return table
 
 
 def write(table: dict, environment: dict, folder: pathlib.Path) -> pathlib.Path:
-    """Stores a table where the dispatcher looks for it; returns the file's path."""
+    """Stores a table where the dispatcher looks for it; returns the file's path.
+
+    Points that the table does not have stay as they are in the file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{dispatch.device()}.json"
-    content = {"environment": environment, "break_even": table}
+    merged = json.loads(path.read_text())["break_even"] if path.exists() else {}
+    for member, dtypes in table.items():
+        for dtype, points in dtypes.items():
+            merged.setdefault(member, {}).setdefault(dtype, {}).update(points)
+    content = {"environment": environment, "break_even": merged}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 

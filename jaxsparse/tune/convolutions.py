@@ -32,12 +32,12 @@ RESULTS = ((1, 7), (1, 14), (1, 28), (1, 56))
 ROLES = ("forward", "input_grad", "weight_grad")
 
 
-def measure(table: dict, compare: Callable, report: Callable[[str], None]) -> None:
+def measure(table: dict, compare: Callable, report: Callable[[str], None], only: str = "") -> None:
     """Adds the points of this device to the table.
 
     Args:
         table: by member, dtype and class.
-        compare, report: as for `break_even.measure`.
+        compare, report, only: as for `break_even.measure`.
     """
     for dtype, role, result, kernel, stride, channels in itertools.product(
         DTYPES, ROLES, RESULTS, KERNELS, STRIDES, CHANNELS
@@ -50,12 +50,13 @@ def measure(table: dict, compare: Callable, report: Callable[[str], None]) -> No
                     compare(layer.ours(format, density), layer.theirs) >= 1 for layer in layers
                 )
 
-            point = highest(pays)
             pattern = make.full(format, layers[0].shape)
             name = layers[0].member(pattern).name
             shape_class = layers[0].spec(pattern).shape_class(result[0])
-            table.setdefault(name, {}).setdefault(dtype, {})[shape_class] = point
-            report(f"{name} {dtype} {shape_class}: {point}")
+            if only in (label := f"{name} {dtype} {shape_class}"):
+                point = highest(pays)
+                table.setdefault(name, {}).setdefault(dtype, {})[shape_class] = point
+                report(f"{label}: {point}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Break-even points: how they are found, and that the library has them for what it runs."""
 
+import functools
 import json
 import pathlib
 
@@ -54,11 +55,32 @@ def test_measure_compares_the_kernel_with_the_dense_path(monkeypatch):
 def test_tables_of_the_library_name_every_class(path):
     table = json.loads(path.read_text())["break_even"]
     for dtype in break_even.DTYPES:
-        for format in break_even.FORMATS:
+        for format in break_even.BLOCKS:
             for batch in break_even.BATCHES:
                 spec = break_even.make.full(format, (64, 64)).spec()
                 for member in ("block_matmul_forward", "stored_dense_block_matmul_input_grad"):
                     assert 0 <= table[member][dtype][spec.shape_class(batch)] <= 1
+
+
+def test_only_some_points_are_measured_and_the_others_stay(monkeypatch, tmp_path):
+    need("cpu_kernels")
+    monkeypatch.setattr(break_even, "DTYPES", ("float32",))
+    monkeypatch.setattr(break_even, "FORMATS", (Block((32, 32)),))
+    monkeypatch.setattr(break_even, "SHAPES", ((32, 32),))
+    measure = functools.partial(break_even.measure, report=lambda line: None)
+    only = "block_matmul_forward float32 batch<8"
+    first = measure(lambda ours, theirs: 2.0)
+    break_even.write(first, {}, tmp_path)
+    path = break_even.write(measure(lambda ours, theirs: 0.5, only=only), {}, tmp_path)
+    points = json.loads(path.read_text())["break_even"]
+    changed = {
+        f"{member} {dtype} {name}"
+        for member, dtypes in points.items()
+        for dtype, classes in dtypes.items()
+        for name, point in classes.items()
+        if point != first[member][dtype][name]
+    }
+    assert changed == {f"{only},block>=32", f"stored_dense_{only},block>=32"}
 
 
 def test_a_point_is_looked_up_by_the_class_it_was_stored_for(monkeypatch):
