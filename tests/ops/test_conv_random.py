@@ -76,7 +76,7 @@ def check(problem, format, dtype, path, unused):
     return layer, y
 
 
-@settings(quiet, max_examples=150)
+@settings(quiet, max_examples=100)
 @given(problems(), formats, st.sampled_from(["float32", "float64"]), st.integers(0, 2))
 def test_random_convolutions_and_gradients_equal_definition_by_kernels(
     problem, format, dtype, unused
@@ -85,7 +85,7 @@ def test_random_convolutions_and_gradients_equal_definition_by_kernels(
     check(problem, format, dtype, "ffi", unused)
 
 
-@settings(quiet, max_examples=25)
+@settings(quiet, max_examples=15)
 @given(problems(), formats, st.integers(0, 2))
 def test_random_convolutions_and_gradients_equal_definition_and_lax_in_plain_jax(
     problem, format, unused
