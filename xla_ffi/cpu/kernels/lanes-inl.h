@@ -32,6 +32,13 @@ void RunLaneTile(const LaneTile& tile) {
     const Segment segment = t.segments[s];
     const int32_t* offsets = t.offsets + segment.begin;
     const Sum* weights = values + segment.weights * int64_t{kValues};
+    if (s + 2 < t.num_segments) {
+      // Weights that are stored by column are read a block of channels at a time, in strides that
+      // no hardware prefetcher follows. Measured: 2 to 6 % where they exceed L2, else nothing.
+      const Sum* next = values + t.segments[s + 2].weights * int64_t{kValues};
+      __builtin_prefetch(next);
+      __builtin_prefetch(reinterpret_cast<const char*>(next) + 64);
+    }
     char* row =
         static_cast<char*>(t.sums) + segment.row * static_cast<int64_t>(kPlaces * sizeof(Vector));
     Vector sums[kSplit][kValues * kPlaces];
