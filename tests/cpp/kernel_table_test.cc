@@ -36,6 +36,9 @@ TEST_CASE("every table has every kernel, and its own name") {
       CHECK((table->block_forward[static_cast<int>(dtype)] != nullptr));
       CHECK((table->block_input_grad[static_cast<int>(dtype)] != nullptr));
       CHECK((table->block_weight_grad[static_cast<int>(dtype)] != nullptr));
+      CHECK((table->conv_forward[static_cast<int>(dtype)] != nullptr));
+      CHECK((table->conv_input_grad[static_cast<int>(dtype)] != nullptr));
+      CHECK((table->conv_weight_grad[static_cast<int>(dtype)] != nullptr));
     }
   }
   CHECK(cpu::KernelsFor("avx1024") == nullptr);

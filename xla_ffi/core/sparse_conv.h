@@ -8,9 +8,9 @@
 //   places   [num_groups or 1, capacity]      where each weight, or the row of each block, is
 //   order    [num_groups or 1, num_columns * width]; the column of each block [.., capacity]
 //
-//   forward       y[n, q, o] = sum over t, i of x[n, q * strides + t * dilation - low, i] W[t, i,
-//   o] input_grad    its transpose, from y to x: also the public transposed convolution weight_grad
-//   its derivative by the stored weights
+//   forward      y[n, q, o] = sum over t, i of x[n, q * strides + t * dilation - low, i] W[t, i, o]
+//   input_grad   its transpose, from y to x: also the public transposed convolution
+//   weight_grad  its derivative by the stored weights
 //
 // x outside of its space is zero. Space has three axes always: the leading ones of a window of
 // fewer have one place, one tap, stride 1 and no padding. With feature groups, output channels in
@@ -25,7 +25,7 @@
 // Columns: each of `width` channels that share one list of places; place = (column * depth + c) *
 // num_taps + t, strictly increasing; unused places are num_columns * depth * num_taps, and last.
 // Slot s of column j is channel order[j * width + s], or none where that is `channels`; without an
-// order it is channel j * width + s. Every channel is at most one slot. Blocks: of the matrix [taps
+// order it is channel j * width + s. Every channel is one slot. Blocks: of the matrix [taps
 // * depth, channels], in the order and with the edges of BlockMatmul.
 #pragma once
 #include <array>
