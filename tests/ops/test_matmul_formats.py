@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from machine import need
+from machine import compiled, handler_calls, loops, need
 
 import jaxsparse as js
 from jaxsparse import problems
@@ -288,3 +288,21 @@ def test_dot_general_takes_weights_of_every_format(format, lhs, rhs, dimensions,
         implementation=path,
     )
     oracle.equal_exactly(y, np.einsum(einsum, x, dense.reshape(shape)))
+
+
+@every_format
+def test_vmap_over_whole_weights_makes_one_handler_call_with_all_their_indices(format):
+    need("cpu_kernels")
+    layers = [conv_cases.make(by_name["odd_blocks"], format, seed=i) for i in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[la.weight() for la in layers])
+    x = layers[0].array("x")
+    product = functools.partial(js.matmul, implementation="ffi")
+    mapped = jax.vmap(product, (None, 0))
+    program = compiled(mapped, x, stacked)
+    member = f"{format.partition(':')[0]}_matmul_forward"
+    assert handler_calls(program) == [member]
+    assert loops(program) == 0
+    (call,) = js.explain(mapped, x, stacked)
+    assert call.member == member
+    assert call.shapes[1] == stacked.values.shape
+    assert call.density == layers[0].pattern.density
