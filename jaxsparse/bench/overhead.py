@@ -1,6 +1,8 @@
 """What a sparse call costs besides its arithmetic: eager calls, tracing and compiling, memory."""
 
 import dataclasses
+import functools
+import math
 import statistics
 import time
 
@@ -34,7 +36,7 @@ def run(quick: bool = False) -> list[Row]:
     """Measures and prints every cost."""
     rows = []
     memory = [_memory(*each) for each in (("16x16", 1.05), ("32x32", 1.05), ("unstructured", 2.1))]
-    for row in (_eager(), _compile(20 if quick else 100), *memory):
+    for row in (_eager(), _index_check(), _compile(20 if quick else 100), *memory):
         print(row.line(), flush=True)
         rows.append(row)
     return rows
@@ -52,6 +54,22 @@ def _eager() -> Row:
     )
     sparse, dense_time = (1e6 * statistics.median(samples[k]) for k in ("sparse", "dense"))
     return Row("eager call", "us", sparse, dense_time, "60 us", sparse < 60)
+
+
+def _index_check(num_blocks: int = 128 * 128) -> Row:
+    """What the check of one block's place costs: a gradient of no rows does nothing else."""
+    side = math.isqrt(num_blocks)
+    times = {}
+    for size in (1, side):
+        pattern = js.patterns.full("1x1", (size, size))
+        gradient = jax.jit(functools.partial(js.sddmm, implementation="ffi"))
+        none = jnp.zeros((0, size))
+        samples = measure.interleaved(
+            {"check": lambda f=gradient, x=none, p=pattern: jax.block_until_ready(f(x, x, p))}
+        )
+        times[size] = statistics.median(samples["check"])
+    check = 1e9 * (times[side] - times[1]) / (num_blocks - 1)
+    return Row("check of one index, and clearing 4 bytes", "ns", check, 0.0, "2 ns", check < 2)
 
 
 def _compile(num_layers: int) -> Row:
