@@ -13,7 +13,7 @@ _SHADES = " ░▒▓█"
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Counts of a pattern.
+    """Counts of a pattern, whose blocks are single weights or groups' strips in other formats.
 
     Attributes:
         num_blocks: blocks stored.
@@ -66,16 +66,16 @@ def statistics(pattern: Pattern | SparseWeight) -> Statistics:
 def picture(pattern: Pattern | SparseWeight, *, width: int = 64) -> str:
     """A picture of a known pattern, inputs downwards and outputs to the right.
 
-    Each character stands for one block, or for a rectangle of blocks where the grid is wider than
-    `width`: the darker, the more of them are stored (empty, up to a third, two thirds, less than
-    all, all).
+    Each character stands for one block (or weight, or strip of a group), or for a rectangle of them
+    where the grid is wider than `width`: the darker, the more are stored (empty, up to a third, two
+    thirds, less than all, all).
     """
     if width < 1:
         raise ValueError(f"picture: width must be at least 1 character, got {width}.")
     pattern = _known(pattern, "picture")
     mask = np.asarray(pattern.grid_mask())
     if not mask.size:
-        return f"{pattern!r}\n(no blocks)"
+        return f"{pattern!r}\n(no {pattern.format.noun})"
     step = max(1, math.ceil(mask.shape[1] / width))
     rows = np.arange(0, mask.shape[0], step)
     cols = np.arange(0, mask.shape[1], step)
@@ -84,7 +84,7 @@ def picture(pattern: Pattern | SparseWeight, *, width: int = 64) -> str:
     # Whole numbers throughout: 0 only if empty, the last shade only if all are stored.
     shades = np.where(stored == whole, len(_SHADES) - 1, -(-3 * stored // whole))
     lines = ["".join(_SHADES[shade] for shade in row) for row in shades]
-    each = f", each character {step} x {step} blocks" if step > 1 else ""
+    each = f", each character {step} x {step} {pattern.format.noun}" if step > 1 else ""
     edge = "+" + "-" * len(lines[0]) + "+"
     return "\n".join([f"{pattern!r}{each}", edge, *(f"|{line}|" for line in lines), edge])
 
