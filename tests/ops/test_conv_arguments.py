@@ -14,7 +14,12 @@ from flax import linen
 import jaxsparse as js
 from jaxsparse.problems import ConvProblem
 
-every_format = pytest.mark.parametrize("format", conv_cases.FORMATS)
+# Plain JAX computes with the whole weight, whatever its format.
+every_format = pytest.mark.parametrize(
+    ("format", "path"),
+    [*((format, "ffi") for format in conv_cases.FORMATS), (conv_cases.FORMATS[0], "xla")],
+    indirect=["path"],
+)
 
 PLAIN = ConvProblem("arguments", (6, 5), (3, 2), (4, 6), batch=(2,), sparsity=0.4)
 GROUPED = ConvProblem(
