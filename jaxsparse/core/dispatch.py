@@ -107,7 +107,7 @@ def _why_no_handler(member, dtype, platforms) -> str | None:
     for platform in platforms:
         if platform not in member.family.dtypes:
             return f"{member.family.name} has no kernels for {platform}"
-        if reason := kernel.why_absent(platform):
+        if reason := native.why_absent(platform):
             return reason
         if missing := kernel.missing(platform, member.handlers):
             return f"there is no {platform} kernel {missing[0]}"

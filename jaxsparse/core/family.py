@@ -39,7 +39,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import compat, dispatch, kernel, partition
+from jaxsparse.core import compat, dispatch, kernel, native, partition
 from jaxsparse.core.kinds import Kind, Role
 
 
@@ -370,6 +370,6 @@ def _install(member: Member) -> None:
 
     mlir.register_lowering(primitive, lower)
     for platform in member.family.dtypes:
-        if kernel.why_absent(platform) is None:
+        if native.why_absent(platform) is None:
             rule = functools.partial(lower, platform=platform)
             mlir.register_lowering(primitive, rule, platform=platform)

@@ -12,11 +12,6 @@ def target_name(member: str) -> str:
     return f"jaxsparse.{member}.v1"
 
 
-def why_absent(platform: str) -> str | None:
-    """Why there are no handlers for `platform`; None where there are."""
-    return native.why_absent(platform)
-
-
 def missing(platform: str, targets: tuple[str, ...]) -> list[str]:
     """Those of the targets that no handler for `platform` is registered for."""
     return [target for target in targets if target not in native.targets(platform)]
