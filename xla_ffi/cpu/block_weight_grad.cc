@@ -268,7 +268,9 @@ Status BlockWeightGrad(const BlockMatmul& problem, const TilesByWidth& by_width,
       [&](const GroupView& group, TaskPool& group_pool) -> Status {
         AdviseHugePages(group.w, problem.capacity * block_bytes);
         const int64_t unused = problem.batch == 0 ? 0 : group.order->num_blocks();
-        std::memset(group.w + unused * block_bytes, 0, (problem.capacity - unused) * block_bytes);
+        if (const int64_t bytes = (problem.capacity - unused) * block_bytes; bytes > 0) {
+          std::memset(group.w + unused * block_bytes, 0, bytes);
+        }
         if (problem.batch == 0) return {};
         const auto joined = JoinBlocks(*group.order, problem.grid_rows(), problem.block_out,
                                        problem.block_in, problem.batch, by_width.wide.lanes);
