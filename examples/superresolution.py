@@ -7,7 +7,7 @@ the jitted loop until 10 % are left, and the rest of the training runs on sparse
 one is packed, so that only its weights are stored, and both are compared on photographs neither has
 seen: PSNR, milliseconds per photograph, bytes. A picture of them goes into superresolution.png.
 
-    python examples/superresolution.py            # about six minutes on two cores
+    python examples/superresolution.py            # about four minutes on two cores
     python examples/superresolution.py --quick    # half a minute, less to see
 """
 
