@@ -334,7 +334,7 @@ def test_bad_input_of_an_op_is_refused_while_tracing(name):
     ids=["fromdense", "from_mask", "from_grid"],
 )
 def test_a_traced_pattern_without_capacity_is_refused(function, arguments):
-    with pytest.raises(ValueError, match="how many blocks there is room for"):
+    with pytest.raises(ValueError, match="how many there is room for"):
         jax.jit(function)(*arguments)
 
 
@@ -436,9 +436,9 @@ def test_plain_jax_answers_nan_for_negative_rows(lie):
         (jnp.zeros(15, jnp.int8), "int32"),
         (jnp.zeros(15, jnp.float32), "int32"),
         (jnp.zeros(15, jnp.uint32), "int32"),
-        (jnp.zeros((15, 1), jnp.int32), "int32 with one axis|one block per place"),
-        (jnp.zeros(14, jnp.int32), "one length|one block per place"),
-        (jnp.zeros((), jnp.int32), "int32 with one axis|one block per place"),
+        (jnp.zeros((15, 1), jnp.int32), "int32 with one axis|one part per place"),
+        (jnp.zeros(14, jnp.int32), "one length|one part per place"),
+        (jnp.zeros((), jnp.int32), "int32 with one axis|one part per place"),
     ],
     ids=["int8", "float32", "uint32", "matrix", "shorter", "scalar"],
 )
