@@ -60,8 +60,14 @@ class LaneRun {
                    (piece + 1) * positions / pack_pieces, packed);
       });
       if (!status.ok()) return status;
-      status = ParallelFor(pool, plan_.register_tiles.size() * parts, [&](int64_t piece) {
-        RunPart(chunk, plan_.register_tiles[piece / parts], plan_.parts[piece % parts], packed);
+      // Few pieces: one part of one register tile may take less time than to ask for the next.
+      const int64_t runs = plan_.register_tiles.size() * parts;
+      const int64_t run_pieces = std::min(runs, 16 * threads);
+      status = ParallelFor(pool, run_pieces, [&](int64_t piece) {
+        const int64_t last = (piece + 1) * runs / run_pieces;
+        for (int64_t run = piece * runs / run_pieces; run < last; ++run) {
+          RunPart(chunk, plan_.register_tiles[run / parts], plan_.parts[run % parts], packed);
+        }
       });
       if (!status.ok()) return status;
     }
