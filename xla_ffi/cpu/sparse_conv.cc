@@ -41,7 +41,7 @@ class LaneRun {
     PackWeights();
     const int64_t chunks = plan_.num_chunks(), threads = pool.num_threads();
     // A thread that has a chunk of its own finds what it packed in its own cache.
-    if (threads == 1 || chunks >= 4 * threads) {
+    if (threads == 1 || chunks >= 2 * threads) {
       return ParallelFor(pool, chunks, [&](int64_t chunk) {
         char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, packed_bytes_));
         PackSource(plan_, tiles_, source_, chunk, 0, plan_.positions.size(), packed);
