@@ -7,9 +7,8 @@ import jax
 from flax import linen as nn
 from jax import lax
 
-from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
-from jaxsparse.linen.kernel import SparseKernel, option
+from jaxsparse.linen.kernel import SparseKernel
 
 
 class _SparseConv(SparseKernel):
@@ -75,16 +74,6 @@ class Conv(_SparseConv, nn.Conv):
     the whole masked kernel.
     """
 
-    format: Format | str | tuple[int, int] | None = option(None)
-    sparsity: float = option(0.0)
-    pattern: Pattern | None = option(None)
-    grad: str = option("sparse")
-    implementation: str | None = option(None)
-
-    def __post_init__(self):
-        self._make_hashable()
-        super().__post_init__()
-
     @nn.compact
     def __call__(self, inputs) -> jax.Array:
         """`[*batch, *output_space, features]` for inputs `[*batch, *space, in]`."""
@@ -118,16 +107,6 @@ class ConvTranspose(_SparseConv, nn.ConvTranspose):
 
     All other attributes are those of `flax.linen.ConvTranspose`.
     """
-
-    format: Format | str | tuple[int, int] | None = option(None)
-    sparsity: float = option(0.0)
-    pattern: Pattern | None = option(None)
-    grad: str = option("sparse")
-    implementation: str | None = option(None)
-
-    def __post_init__(self):
-        self._make_hashable()
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs) -> jax.Array:

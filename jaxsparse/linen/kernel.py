@@ -4,31 +4,32 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-from flax import linen as nn
 from flax.core import meta
 
+from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 from jaxsparse.linen.variables import COLLECTION
 
 
-def option(default):
-    """A field of a layer that comes after those of Flax."""
-    return dataclasses.field(default=default, kw_only=True)
-
-
-class SparseKernel(nn.Module if TYPE_CHECKING else object):
-    """What sparse layers share.
+@dataclasses.dataclass(kw_only=True, repr=False, eq=False)
+class SparseKernel(Any if TYPE_CHECKING else object):
+    """What sparse layers share: their options, as fields that come after those of Flax.
 
     Not a Module: Flax would wrap these methods, and they would show up among the intermediates.
     """
 
-    param_dtype: Any
-    format: Any
-    sparsity: float
-    pattern: Any
-    grad: str
-    implementation: str | None
+    format: Format | str | tuple[int, int] | None = None
+    sparsity: float = 0.0
+    pattern: Pattern | None = None
+    grad: str = "sparse"
+    implementation: str | None = None
+
+    def __post_init__(self):
+        options = self._options()
+        self.format = None if options is None else options.format
+        self.pattern = layer_options.hashable(self.pattern)
+        super().__post_init__()
 
     def _options(self) -> layer_options.Options | None:
         return layer_options.check(
@@ -39,11 +40,6 @@ class SparseKernel(nn.Module if TYPE_CHECKING else object):
             grad=self.grad,
             implementation=self.implementation,
         )
-
-    def _make_hashable(self):
-        options = self._options()
-        self.format = None if options is None else options.format
-        self.pattern = layer_options.hashable(self.pattern)
 
     def _kernel(self, init, shape, num_batch: int, seen: tuple[int, ...]):
         """The kernel and what is stored of its pattern, both made if there are none yet.

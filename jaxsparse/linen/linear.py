@@ -10,10 +10,9 @@ from flax import linen as nn
 from flax.core import meta
 from jax import lax
 
-from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
-from jaxsparse.linen.kernel import SparseKernel, option
+from jaxsparse.linen.kernel import SparseKernel
 
 
 def _as_tuple(given) -> tuple[int, ...]:
@@ -97,16 +96,6 @@ class Dense(_SparseLinear, nn.Dense):
     masked kernel.
     """
 
-    format: Format | str | tuple[int, int] | None = option(None)
-    sparsity: float = option(0.0)
-    pattern: Pattern | None = option(None)
-    grad: str = option("sparse")
-    implementation: str | None = option(None)
-
-    def __post_init__(self):
-        self._make_hashable()
-        super().__post_init__()
-
     @nn.compact
     def __call__(self, inputs) -> jax.Array:
         """`[*batch, features]` for inputs `[*batch, in]`."""
@@ -128,16 +117,6 @@ class DenseGeneral(_SparseLinear, nn.DenseGeneral):
 
     All other attributes are those of `flax.linen.DenseGeneral`.
     """
-
-    format: Format | str | tuple[int, int] | None = option(None)
-    sparsity: float = option(0.0)
-    pattern: Pattern | None = option(None)
-    grad: str = option("sparse")
-    implementation: str | None = option(None)
-
-    def __post_init__(self):
-        self._make_hashable()
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, inputs) -> jax.Array:

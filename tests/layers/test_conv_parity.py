@@ -1,7 +1,6 @@
 """Convolutional layers of both frameworks: Flax's own, with the kernel masked by the pattern."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import jax
@@ -114,26 +113,6 @@ def integers(rng, layer):
 
 def masked(layer, params):
     return params | {"kernel": jnp.where(layer.mask, params["kernel"], 0)}
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [(getattr(OURS[f], n), getattr(FLAX[f], n)) for f in OURS for n in ("Conv", "ConvTranspose")],
-)
-def test_layers_have_flax_arguments_first_and_their_defaults(ours, theirs):
-    has, wanted = (inspect.signature(cls.__init__).parameters for cls in (ours, theirs))
-    added = ["format", "sparsity", "pattern", "grad", "implementation"]
-    names = [name for name in has if name not in added]
-    assert names == list(wanted)
-    for name in names:
-        assert has[name].kind == wanted[name].kind
-        ours_default, theirs_default = has[name].default, wanted[name].default
-        if inspect.isfunction(theirs_default):  # such as initializers, which are made anew
-            assert ours_default.__code__ is theirs_default.__code__
-        else:
-            assert ours_default == theirs_default
-    assert all(has[name].kind is inspect.Parameter.KEYWORD_ONLY for name in added)
-    assert issubclass(ours, theirs)
 
 
 @every_case

@@ -44,6 +44,10 @@ def integers(rng, layer):
         (jnnx.LinearGeneral, nnx.LinearGeneral),
         (jlinen.Dense, nn.Dense),
         (jlinen.DenseGeneral, nn.DenseGeneral),
+        (jnnx.Conv, nnx.Conv),
+        (jnnx.ConvTranspose, nnx.ConvTranspose),
+        (jlinen.Conv, nn.Conv),
+        (jlinen.ConvTranspose, nn.ConvTranspose),
     ],
 )
 def test_layers_have_flax_arguments_first_and_their_defaults(ours, theirs):
