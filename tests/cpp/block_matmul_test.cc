@@ -12,12 +12,6 @@
 namespace jaxsparse::testing {
 namespace {
 
-std::vector<const cpu::KernelTable*> Tables() {
-  std::vector<const cpu::KernelTable*> tables;
-  for (const std::string& isa : cpu::RunnableIsas()) tables.push_back(cpu::KernelsFor(isa));
-  return tables;
-}
-
 // Names of everything that a failure needs to be repeated.
 std::string CaseName(const cpu::KernelTable& table, const Problem& problem) {
   return std::string(table.isa) + " " + Name(problem.role_) + " " + Name(problem.dtype_) + " " +

@@ -25,6 +25,12 @@ int64_t Groups(const Shape& s, bool shared) { return shared ? 1 : s.groups; }
 
 }  // namespace
 
+std::vector<const cpu::KernelTable*> Tables() {
+  std::vector<const cpu::KernelTable*> tables;
+  for (const std::string& isa : cpu::RunnableIsas()) tables.push_back(cpu::KernelsFor(isa));
+  return tables;
+}
+
 std::string Name(Role role) {
   return role == Role::kForward     ? "forward"
          : role == Role::kInputGrad ? "input_grad"

@@ -16,6 +16,9 @@ namespace jaxsparse::testing {
 enum class Role { kForward, kInputGrad, kWeightGrad };
 inline constexpr Role kRoles[] = {Role::kForward, Role::kInputGrad, Role::kWeightGrad};
 
+// Of every instruction set that this machine runs.
+std::vector<const cpu::KernelTable*> Tables();
+
 std::string Name(Role role);
 cpu::BlockMatmulKernel Kernel(const cpu::KernelTable& table, Role role, DType dtype);
 

@@ -13,12 +13,6 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-std::vector<const cpu::KernelTable*> Tables() {
-  std::vector<const cpu::KernelTable*> tables;
-  for (const std::string& isa : cpu::RunnableIsas()) tables.push_back(cpu::KernelsFor(isa));
-  return tables;
-}
-
 // Names of everything that a failure needs to be repeated.
 std::string CaseName(const cpu::KernelTable& table, const ConvProblem& problem) {
   return std::string(table.isa) + " " + Name(problem.role) + " " + Name(problem.dtype) + " " +

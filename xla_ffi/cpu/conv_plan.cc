@@ -5,13 +5,13 @@
 #include <utility>
 
 #include "cpu/block_pattern.h"
+#include "cpu/ceil_div.h"
 #include "cpu/column_pattern.h"
 
 namespace jaxsparse::cpu {
 namespace {
 
 int64_t FloorDiv(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One axis of the window, seen from the result.
 struct Axis {

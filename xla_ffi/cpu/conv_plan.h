@@ -30,6 +30,7 @@
 
 #include "core/sparse_conv.h"
 #include "core/status.h"
+#include "core/task_pool.h"
 #include "cpu/lane_geometry.h"
 #include "cpu/lane_tiles.h"
 
@@ -108,10 +109,14 @@ Status GetConvPlan(const SparseConv& problem, int64_t pattern_group, ConvRole ro
 // with all of it in the last axis of one image.
 SparseConv Canonical(const SparseConv& problem);
 
-// Packs positions [first, last) of plan.positions, all channels, of a chunk. Places outside of the
-// source are zero. `source` and `packed` are the arrays of one group.
+// Packs positions [first, last) of plan.positions, all channels, of a chunk; without a range all of
+// them, on the threads of a pool. Places outside of the source are zero. `source` and `packed` are
+// the arrays of one group, the latter of `PackedBytes`.
+int64_t PackedBytes(const ConvPlan& plan, const LaneTiles& tiles);
 void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source, int64_t chunk,
                 int64_t first, int64_t last, void* packed);
+Status PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source, int64_t chunk,
+                  TaskPool& pool, void* packed);
 
 // Between the result's array and the sums of a register tile of a chunk, for the rows of a part.
 // Packing makes zeros of lanes and places that do not exist; unpacking rounds. Packing also says in

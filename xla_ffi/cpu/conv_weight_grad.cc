@@ -1,7 +1,6 @@
 // Weight gradient: packs both arrays into lanes, and takes the dot product of every stored weight
 // over every register tile. Each weight belongs to one part, which adds up chunks in order: results
 // do not depend on the number of threads.
-#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -26,15 +25,9 @@ class DotRun {
     sums_ = Scratch(ScratchUse::kSums, sums_bytes);
     std::memset(sums_, 0, sums_bytes);
     if (Status status = FindMasks(pool); !status.ok()) return status;
-    char* packed = static_cast<char*>(
-        Scratch(ScratchUse::kPanel, plan_.source_channels * plan_.channel_stride * vector_bytes_));
-    const int64_t positions = plan_.positions.size();
-    const int64_t pack_pieces = std::min<int64_t>(positions, 8 * pool.num_threads());
+    char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, PackedBytes(plan_, tiles_)));
     for (int64_t chunk = 0; chunk < plan_.num_chunks(); ++chunk) {
-      Status status = ParallelFor(pool, pack_pieces, [&](int64_t piece) {
-        PackSource(plan_, tiles_, source_, chunk, piece * positions / pack_pieces,
-                   (piece + 1) * positions / pack_pieces, packed);
-      });
+      Status status = PackSource(plan_, tiles_, source_, chunk, pool, packed);
       if (!status.ok()) return status;
       status = ParallelFor(pool, plan_.parts.size(),
                            [&](int64_t part) { RunPart(chunk, plan_.parts[part], packed); });

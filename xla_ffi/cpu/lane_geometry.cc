@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/ceil_div.h"
+
 namespace jaxsparse::cpu {
 namespace {
 
@@ -30,8 +32,6 @@ constexpr double kL2Bytes = 900 << 10;
 constexpr double kBlockBytes[] = {24 << 10, 32 << 10, 40 << 10, 56 << 10, 80 << 10, 128 << 10};
 // Sums of a part, which are in L2 while the blocks of channels pass.
 constexpr double kPartBytes = 128 << 10;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Extents of a tile along one axis of `places`, in multiples of `step`, that divide it evenly.
 std::vector<int64_t> Extents(int64_t places, int64_t step, int64_t lanes) {

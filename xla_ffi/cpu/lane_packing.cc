@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/conv_plan.h"
+#include "cpu/parallel_for.h"
 
 namespace jaxsparse::cpu {
 namespace {
@@ -98,6 +99,20 @@ void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source
   }
 }
 
+int64_t PackedBytes(const ConvPlan& plan, const LaneTiles& tiles) {
+  return plan.source_channels * plan.channel_stride * plan.lanes * tiles.sum_bytes;
+}
+
+Status PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source, int64_t chunk,
+                  TaskPool& pool, void* packed) {
+  const int64_t positions = plan.positions.size();
+  const int64_t pieces = std::min<int64_t>(positions, 8 * pool.num_threads());
+  return ParallelFor(pool, pieces, [&](int64_t piece) {
+    PackSource(plan, tiles, source, chunk, piece * positions / pieces,
+               (piece + 1) * positions / pieces, packed);
+  });
+}
+
 void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
                 const RegisterTile& register_tile, const Part& part, void* sums, void* exists) {
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
@@ -124,8 +139,7 @@ void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums
         // The rows are those of the result, which is not const.
         tiles.unpack({static_cast<const char*>(sums) + place * vector_bytes,
                       plan.register_places() * plan.lanes, Order(plan), PartChannels(plan, part),
-                      reinterpret_cast<void* const*>(
-                          const_cast<char* const*>(reinterpret_cast<const char* const*>(rows)))});
+                      reinterpret_cast<void* const*>(const_cast<char* const*>(rows))});
       });
 }
 

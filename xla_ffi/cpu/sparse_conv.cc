@@ -35,7 +35,7 @@ class LaneRun {
         weights_(weights),
         result_(result),
         vector_bytes_(plan.lanes * tiles.sum_bytes),
-        packed_bytes_(plan.source_channels * plan.channel_stride * vector_bytes_) {}
+        packed_bytes_(PackedBytes(plan, tiles)) {}
 
   Status Run(TaskPool& pool) {
     PackWeights();
@@ -51,14 +51,9 @@ class LaneRun {
       });
     }
     char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, packed_bytes_));
-    const int64_t positions = plan_.positions.size();
-    const int64_t pack_pieces = std::min(positions, 8 * threads);
     const int64_t parts = plan_.parts.size();
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      Status status = ParallelFor(pool, pack_pieces, [&](int64_t piece) {
-        PackSource(plan_, tiles_, source_, chunk, piece * positions / pack_pieces,
-                   (piece + 1) * positions / pack_pieces, packed);
-      });
+      Status status = PackSource(plan_, tiles_, source_, chunk, pool, packed);
       if (!status.ok()) return status;
       // Few pieces: one part of one register tile may take less time than to ask for the next.
       const int64_t runs = plan_.register_tiles.size() * parts;

@@ -5,11 +5,10 @@
 #include <vector>
 
 #include "cpu/block_pattern.h"
+#include "cpu/ceil_div.h"
 #include "cpu/tiles.h"
 
 namespace jaxsparse::cpu {
-
-inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The strips of `lines` blocks of `block_width` results each, `width` results in all.
 struct Strips {
