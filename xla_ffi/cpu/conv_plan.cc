@@ -453,7 +453,7 @@ class PlanBuilder {
       plan.value_stride =
           p_.format == WeightFormat::kBlocks && !columns_are_results_ ? p_.block_out : 1;
     }
-    plan.offsets.resize(plan.num_entries);
+    plan.offsets.resize(plan.num_entries + kOffsetsAhead);
     std::vector<int32_t> next = begins;
     ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t value) {
       if (tap_phase[t] < 0) return;

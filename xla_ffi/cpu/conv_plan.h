@@ -76,7 +76,8 @@ struct ConvPlan {
   std::vector<RegisterTile> register_tiles;
 
   // Where `value_indices` is empty, entry k has the stored weights from k * values on.
-  std::vector<int32_t> offsets;        // [entries] bytes from the register tile's source
+  // [entries + kOffsetsAhead] bytes from the register tile's source
+  std::vector<int32_t> offsets;
   std::vector<int32_t> value_indices;  // [entries] index of an entry's first stored weight
   int64_t value_stride = 1;            // between the stored weights of one entry
   int64_t num_entries = 0;

@@ -16,6 +16,9 @@ struct Segment {
   int32_t is_first;      // its rows have no sums yet
 };
 
+// So many offsets behind the last entry's are read, though not used.
+constexpr int64_t kOffsetsAhead = 8;
+
 // sums[row] (+)= for every entry of the segments: value * packed[source + offset].
 struct LaneTile {
   const char* source;  // packed channels, at the register tile
