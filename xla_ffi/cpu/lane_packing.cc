@@ -89,11 +89,18 @@ void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source
   LanePlace lanes[kMaxLanes];
   FindLanes(plan, chunk, plan.source_step, lanes);
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
+  const char* rows[2][kMaxLanes];  // of this position and the next
+  const auto find = [&](int64_t i) {
+    FindRows(lanes, plan.lanes, plan.positions[std::min(i, last - 1)].place, plan.source_space,
+             plan.source_channels * tiles.item_bytes, static_cast<const char*>(source),
+             rows[i % 2]);
+  };
+  find(first);
   for (int64_t i = first; i < last; ++i) {
-    const char* rows[kMaxLanes];
-    FindRows(lanes, plan.lanes, plan.positions[i].place, plan.source_space,
-             plan.source_channels * tiles.item_bytes, static_cast<const char*>(source), rows);
-    tiles.pack({reinterpret_cast<const void* const*>(rows), plan.source_channels,
+    // The rows lie apart, in short pieces, which no hardware prefetcher follows.
+    find(i + 1);
+    tiles.pack({reinterpret_cast<const void* const*>(rows[i % 2]),
+                reinterpret_cast<const void* const*>(rows[(i + 1) % 2]), plan.source_channels,
                 static_cast<char*>(packed) + plan.positions[i].index * vector_bytes,
                 plan.channel_stride * plan.lanes, nullptr});
   }
@@ -119,7 +126,8 @@ void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result
   ForResultPlaces(
       plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
       [&](const char* const* rows, int64_t place) {
-        tiles.pack({reinterpret_cast<const void* const*>(rows), PartChannels(plan, part),
+        const void* const* lines = reinterpret_cast<const void* const*>(rows);
+        tiles.pack({lines, lines, PartChannels(plan, part),
                     static_cast<char*>(sums) + place * vector_bytes,
                     plan.register_places() * plan.lanes, Order(plan)});
         if (exists == nullptr) return;

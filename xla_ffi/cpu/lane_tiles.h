@@ -54,6 +54,7 @@ struct LaneShape {
 // or at order[c] * stride.
 struct LanePack {
   const void* const* rows;  // [lanes]; null for a row of zeros
+  const void* const* next;  // [lanes]; rows to fetch into the cache meanwhile, any may be null
   int64_t channels;
   void* packed;
   int64_t stride;  // numbers between channels

@@ -1,5 +1,6 @@
 // Dot products over lanes, for the weight gradient of sparse convolution. See lane_tiles.h.
 #pragma once
+#include "cpu/kernels/offsets-inl.h"
 #include "cpu/kernels/simd-inl.h"
 #include "cpu/lane_tiles.h"
 
@@ -60,12 +61,16 @@ void RunLaneDot(const LaneDot& t) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   constexpr int kPlaces = kRows * kCols;
   constexpr int kDots = DotsInFlight(kPlaces);
+  constexpr int kPairs = (kDots + 1) / 2;
   constexpr int kRing = 2 * (kDots > kLanes ? kDots : kLanes);
   const char* const source = t.source;
   const int64_t row_bytes = t.row_bytes;
   const Segment* const segments = t.segments;
   const int64_t num_segments = t.num_segments;
   const int32_t* offsets = t.offsets + segments[0].begin;
+  uint64_t ahead[kPairs];
+#pragma GCC unroll 4
+  for (int i = 0; i < kPairs; ++i) ahead[i] = LoadTwoOffsets(offsets + 2 * i);
   auto* weights = static_cast<Sum*>(t.weights) + segments[0].begin;
   Vector ring[kRing];
   int64_t made = 0, stored = 0;
@@ -80,7 +85,12 @@ void RunLaneDot(const LaneDot& t) {
       const char* from[kCount];
       Vector sums[kCount];
 #pragma GCC unroll 8
-      for (int e = 0; e < kCount; ++e) from[e] = source + offsets[e];
+      for (int e = 0; e < kCount; ++e) {
+        from[e] = source + (e % 2 == 0 ? FirstOffset(ahead[e / 2]) : SecondOffset(ahead[e / 2]));
+      }
+      offsets += kCount;
+#pragma GCC unroll 4
+      for (int i = 0; i < kPairs; ++i) ahead[i] = LoadTwoOffsets(offsets + 2 * i);
 #pragma GCC unroll 8
       for (int e = 0; e < kCount; ++e) sums[e] = Vector{};
 #pragma GCC unroll 8
@@ -105,7 +115,6 @@ void RunLaneDot(const LaneDot& t) {
 #pragma GCC unroll 8
       for (int e = 0; e < kCount; ++e) ring[(made + e) % kRing] = sums[e];
       made += kCount;
-      offsets += kCount;
       while (made - stored >= kLanes) {
         StoreVector(weights, LoadVector<Vector>(weights) + SumsOfRows<Sum>(ring + stored % kRing));
         weights += kLanes;

@@ -1,6 +1,7 @@
 // Register tiles over lanes, and packing into lanes. See lane_tiles.h.
 #pragma once
 #include "cpu/kernels/conv_weight_grad-inl.h"
+#include "cpu/kernels/offsets-inl.h"
 #include "cpu/kernels/packing-inl.h"
 #include "cpu/lane_tiles.h"
 
@@ -9,27 +10,6 @@ namespace {
 
 // How many sums each result is split into: a tile of few results needs eight independent chains.
 constexpr int LaneSplit(int results) { return results >= 8 ? 1 : results >= 4 ? 2 : 4; }
-
-// One addition per row. The compiler would else keep the address of every place in a register, of
-// which there are too few.
-JAXSPARSE_INLINE const char* NextRow(const char* row, int64_t row_bytes) {
-  row += row_bytes;
-  asm("" : "+r"(row));
-  return row;
-}
-
-// Offsets of two entries, loaded at once. The asm keeps the load where it is written: loads whose
-// addresses are themselves loaded just before run a quarter slower than two a cycle, on Zen 5, be
-// all of it in L1. Loaded four entries ahead, in pairs, they cost nothing that can be measured.
-JAXSPARSE_INLINE uint64_t LoadTwoOffsets(const int32_t* offsets) {
-  uint64_t two;
-  __builtin_memcpy(&two, offsets, sizeof(two));
-  asm volatile("" : "+r"(two));
-  return two;
-}
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first offset is the lower half");
-JAXSPARSE_INLINE int64_t FirstOffset(uint64_t two) { return static_cast<uint32_t>(two); }
-JAXSPARSE_INLINE int64_t SecondOffset(uint64_t two) { return two >> 32; }
 
 // Sums of one segment stay in registers while its entries pass.
 template <class Sum, int kValues, int kRows, int kCols>
@@ -145,11 +125,14 @@ void PackLanes(const LanePack& p) {
   using Vector = typename Type::Vector;
   constexpr int kLanes = Op::kLanes;
   const auto* const* rows = reinterpret_cast<const typename Type::Stored* const*>(p.rows);
+  const auto* const* next = reinterpret_cast<const typename Type::Stored* const*>(p.next);
   auto* packed = static_cast<Sum*>(p.packed);
   bool all = true;
   for (int l = 0; l < kLanes; ++l) all &= rows[l] != nullptr;
   for (int64_t c = 0; c < p.channels; c += kLanes) {
     const int64_t count = Min(kLanes, p.channels - c);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) __builtin_prefetch(next[l] + c);
     Vector square[kLanes];
     if (all && count == kLanes) {
 #pragma GCC unroll 16
