@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kPage = 4096;
 
 // Smaller results come from memory that the allocator has kept, and have their pages.
-constexpr int64_t kLargeResult = 8 << 20;
+constexpr int64_t kLargeResult = 2 << 20;
 
 // More than a kernel asks for at common sizes is not kept for the next call.
 constexpr int64_t kMaxKept = 32 << 20;
