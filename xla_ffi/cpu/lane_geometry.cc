@@ -14,20 +14,21 @@ struct StepCosts {
   // A packed block of channels of the first size is read from L1 as fast as can be, one of the
   // second always from L2: it competes with sums, weights and offsets.
   double fast_bytes, slow_bytes;
-  double slow_read;             // more, per vector
-  double segment, sum;          // per segment; per vector of sums that it reads and writes
-  double l2_line, l3_line;      // per vector of a block that comes to L1, once per register tile
-  double l2_packed, l3_packed;  // per packed vector
+  double slow_read;     // more, per vector
+  double entry;         // of the loads and additions of an entry, to their number by two a cycle
+  double segment, sum;  // per segment; per vector of sums that it reads and writes
+  double near_line;     // per vector of a block that comes to L1, once per register tile
+  // Per packed vector, where a packed chunk is near and where it is not; per unpacked vector; per
+  // place, whose rows are found.
+  double near_packed, far_packed, unpacked, rows;
 };
-// Fitted to some thousand geometries of 3x3 and 1x1 windows and products, at densities of 0.5 to
-// 0.02: what is chosen by them was 6 % slower than the best geometry, in the mean.
-constexpr StepCosts kSumCosts = {40 << 10, 180 << 10, 0.8, 6, 2.2, 1, 2, 2.5, 2.5};
-constexpr StepCosts kDotCosts = {40 << 10, 41 << 10, 0.7, 14, 1, 0, 0, 8, 20};
-constexpr double kUnpacked = 2.5;  // per vector
-constexpr double kRows = 60;       // per place, whose rows are found
+// Fitted to some thousand timings of 3x3, 4x4 and 1x1 windows and products, at densities of 0.5 to
+// 0.02: what they choose was 3 and 4 % slower than the best geometry, in the mean.
+constexpr StepCosts kSumCosts = {34 << 10, 300 << 10, 0.8, 1.1, 2, 2.2, 2.6, 5.7, 13, 12, 3};
+constexpr StepCosts kDotCosts = {27 << 10, 282 << 10, 0.5, 1.15, 9, 1.5, 0, 7.7, 14, 16, 125};
 
-// What of a packed chunk stays in L2.
-constexpr double kL2Bytes = 900 << 10;
+// A packed chunk of so many bytes is near: it outgrows L2, yet is read in blocks, from L3.
+constexpr double kNearBytes = 3.6 * (1 << 20);
 // Candidates for the size of a packed block of channels.
 constexpr double kBlockBytes[] = {24 << 10, 32 << 10, 40 << 10, 56 << 10, 80 << 10, 128 << 10};
 // Sums of a part, which are in L2 while the blocks of channels pass.
@@ -51,6 +52,7 @@ struct Cost {
 
 // An estimate of the cycles of a whole call.
 Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape) {
+  const StepCosts& costs = s.dots ? kDotCosts : kSumCosts;
   const double vector_bytes = s.lanes * s.sum_bytes;
   const double places = shape.rows * shape.cols;
   int64_t tiles = s.images;
@@ -71,10 +73,9 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   // Every dot ends in a share of adding up lanes; rows are stepped through one by one. Of more than
   // 24 results, fewer dots are in flight.
   const double dot = 3.0 * shape.values + std::max(0, shape.rows - 2) + (sums > 24 ? 3.0 : 0.0);
-  const double entry =
-      s.dots ? std::max(places / 2, adds) * 1.2 + dot : std::max(loads, adds) * 1.15 + 0.3;
-  const StepCosts& costs = s.dots ? kDotCosts : kSumCosts;
-  const bool in_l2 = packed * s.source_channels * vector_bytes <= kL2Bytes;
+  const double entry = s.dots ? std::max(places / 2, adds) * costs.entry + dot
+                              : std::max(loads, adds) * costs.entry + 0.3;
+  const bool near = packed * s.source_channels * vector_bytes <= kNearBytes;
   const double per_column = static_cast<double>(s.entries) / std::max<int64_t>(1, s.columns);
 
   Cost best = {INFINITY, 1};
@@ -94,12 +95,12 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   };
   for (const double bytes : kBlockBytes) consider(bytes / channel_bytes);
   consider(static_cast<double>(s.source_channels));
-  const double lines = read * s.source_channels * (in_l2 ? costs.l2_line : costs.l3_line);
+  const double lines = near ? read * s.source_channels * costs.near_line : 0;
   const double kernel = register_tiles * (best.cycles * s.columns + lines);
   const double pack = packed * (std::max<int64_t>(s.source_channels, s.lanes) *
-                                    (in_l2 ? costs.l2_packed : costs.l3_packed) +
-                                kRows);
-  const double unpack = NumPlaces(tile) * (s.columns * s.values * kUnpacked + kRows);
+                                    (near ? costs.near_packed : costs.far_packed) +
+                                costs.rows);
+  const double unpack = NumPlaces(tile) * (s.columns * s.values * costs.unpacked + costs.rows);
   best.cycles = chunks * (kernel + pack + unpack);
   return best;
 }

@@ -123,19 +123,18 @@ Status PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* sour
 void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
                 const RegisterTile& register_tile, const Part& part, void* sums, void* exists) {
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
-  ForResultPlaces(
-      plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
-      [&](const char* const* rows, int64_t place) {
-        const void* const* lines = reinterpret_cast<const void* const*>(rows);
-        tiles.pack({lines, lines, PartChannels(plan, part),
-                    static_cast<char*>(sums) + place * vector_bytes,
-                    plan.register_places() * plan.lanes, Order(plan)});
-        if (exists == nullptr) return;
-        char* bits = static_cast<char*>(exists) + place * vector_bytes;
-        for (int64_t l = 0; l < plan.lanes; ++l, bits += tiles.sum_bytes) {
-          std::memset(bits, rows[l] == nullptr ? 0 : 0xff, tiles.sum_bytes);
-        }
-      });
+  ForResultPlaces(plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
+                  [&](const char* const* rows, int64_t place) {
+                    const void* const* lines = reinterpret_cast<const void* const*>(rows);
+                    tiles.pack({lines, lines, PartChannels(plan, part),
+                                static_cast<char*>(sums) + place * vector_bytes,
+                                plan.register_places() * plan.lanes, Order(plan)});
+                    if (exists == nullptr) return;
+                    char* bits = static_cast<char*>(exists) + place * vector_bytes;
+                    for (int64_t l = 0; l < plan.lanes; ++l, bits += tiles.sum_bytes) {
+                      std::memset(bits, rows[l] == nullptr ? 0 : 0xff, tiles.sum_bytes);
+                    }
+                  });
 }
 
 void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums, int64_t chunk,

@@ -46,8 +46,8 @@ void RunLaneTile(const LaneTile& tile) {
         sums[0][i] = LoadVector<Vector>(row + i * sizeof(Vector));
       }
     }
-    const auto add = [&](int64_t offset, const Sum* value, int split) __attribute__((
-                         always_inline)) {
+    const auto add = [&](int64_t offset, const Sum* value,
+                         int split) __attribute__((always_inline)) {
       const char* source = t.source + offset;
       if constexpr (kValues == 1) {
         const Vector w = *value - Vector{};
