@@ -24,11 +24,11 @@ struct StepCosts {
 };
 // Fitted to some thousand timings of 3x3, 4x4 and 1x1 windows and products, at densities of 0.5 to
 // 0.02: what they choose was 3 and 4 % slower than the best geometry, in the mean.
-constexpr StepCosts kSumCosts = {34 << 10, 300 << 10, 0.8, 1.1, 2, 2.2, 2.6, 5.7, 13, 12, 3};
+constexpr StepCosts kSumCosts = {41 << 10, 360 << 10, 0.98, 1.07, 2, 2.5, 3.1, 5, 22, 15, 60};
 constexpr StepCosts kDotCosts = {27 << 10, 282 << 10, 0.5, 1.15, 9, 1.5, 0, 7.7, 14, 16, 125};
 
-// A packed chunk of so many bytes is near: it outgrows L2, yet is read in blocks, from L3.
-constexpr double kNearBytes = 3.6 * (1 << 20);
+// A packed chunk of so many bytes is near: about what L2 holds.
+constexpr double kNearBytes = 1.2 * (1 << 20);
 // Candidates for the size of a packed block of channels.
 constexpr double kBlockBytes[] = {24 << 10, 32 << 10, 40 << 10, 56 << 10, 80 << 10, 128 << 10};
 // Sums of a part, which are in L2 while the blocks of channels pass.

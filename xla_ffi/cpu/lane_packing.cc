@@ -11,51 +11,68 @@ namespace {
 
 constexpr int64_t kMaxLanes = 16;
 
-struct LanePlace {
-  int64_t image;  // -1 where the lane has no tile
-  Space place;    // of the tile's first place, in the array
+// The tiles of a chunk's lanes, as places of one array, in steps of `step`.
+class LanePlaces {
+ public:
+  LanePlaces(const ConvPlan& plan, int64_t chunk, const Space& step, const Space& space,
+             int64_t row_bytes)
+      : lanes_(plan.lanes), space_(space), row_bytes_(row_bytes) {
+    const int64_t first = chunk * lanes_;
+    num_tiles_ = std::min(lanes_, plan.num_tiles() - first);
+    for (int64_t l = 0; l < num_tiles_; ++l) {
+      int64_t index = first + l;
+      Space tile, residue;
+      for (int a = 2; a >= 0; --a) tile[a] = index % plan.tiles[a], index /= plan.tiles[a];
+      for (int a = 2; a >= 0; --a) residue[a] = index % plan.classes[a], index /= plan.classes[a];
+      for (int a = 0; a < 3; ++a) {
+        const int64_t at = residue[a] + tile[a] * plan.geometry.tile[a] * step[a];
+        places_[l][a] = at;
+        index = index * space[a] + at;
+        least_[a] = l == 0 ? at : std::min(least_[a], at);
+        most_[a] = l == 0 ? at : std::max(most_[a], at);
+      }
+      bytes_[l] = index * row_bytes;
+    }
+  }
+
+  // The address of each lane's channels at its place plus `offset`, or null where there is none.
+  void FindRows(const Space& offset, const char* array, const char** rows) const {
+    bool all_exist = true;
+    for (int a = 0; a < 3; ++a) {
+      all_exist &= least_[a] + offset[a] >= 0 && most_[a] + offset[a] < space_[a];
+    }
+    const int64_t move = (offset[0] * space_[1] + offset[1]) * space_[2] + offset[2];
+    for (int64_t l = 0; l < num_tiles_; ++l) {
+      bool exists = all_exist;
+      if (!all_exist) {
+        exists = true;
+        for (int a = 0; a < 3; ++a) {
+          const int64_t at = places_[l][a] + offset[a];
+          exists &= at >= 0 && at < space_[a];
+        }
+      }
+      rows[l] = exists ? array + (bytes_[l] + move * row_bytes_) : nullptr;
+    }
+    for (int64_t l = num_tiles_; l < lanes_; ++l) rows[l] = nullptr;
+  }
+
+ private:
+  const int64_t lanes_;
+  const Space space_;
+  const int64_t row_bytes_;
+  int64_t num_tiles_;
+  Space places_[kMaxLanes];
+  int64_t bytes_[kMaxLanes];
+  Space least_ = {}, most_ = {};  // of the places
 };
-
-// The lanes' tiles, in places that are `step` apart.
-void FindLanes(const ConvPlan& plan, int64_t chunk, const Space& step, LanePlace* lanes) {
-  for (int64_t l = 0; l < plan.lanes; ++l) {
-    int64_t index = chunk * plan.lanes + l;
-    if (index >= plan.num_tiles()) {
-      lanes[l] = {-1, {0, 0, 0}};
-      continue;
-    }
-    Space tile, residue;
-    for (int a = 2; a >= 0; --a) tile[a] = index % plan.tiles[a], index /= plan.tiles[a];
-    for (int a = 2; a >= 0; --a) residue[a] = index % plan.classes[a], index /= plan.classes[a];
-    lanes[l].image = index;
-    for (int a = 0; a < 3; ++a) {
-      lanes[l].place[a] = residue[a] + tile[a] * plan.geometry.tile[a] * step[a];
-    }
-  }
-}
-
-// The address of each lane's channels at its place plus `offset`, or null where there is none.
-void FindRows(const LanePlace* lanes, int64_t num_lanes, const Space& offset, const Space& space,
-              int64_t row_bytes, const char* array, const char** rows) {
-  for (int64_t l = 0; l < num_lanes; ++l) {
-    int64_t index = lanes[l].image;
-    bool exists = index >= 0;
-    for (int a = 0; a < 3; ++a) {
-      const int64_t at = lanes[l].place[a] + offset[a];
-      exists &= at >= 0 && at < space[a];
-      index = index * space[a] + at;
-    }
-    rows[l] = exists ? array + index * row_bytes : nullptr;
-  }
-}
 
 // Calls visit(rows, index of the place) for each place of a register tile. Rows hold the channels
 // of the part.
 template <class Visit>
 void ForResultPlaces(const ConvPlan& plan, const LaneTiles& tiles, const char* result,
                      int64_t chunk, const RegisterTile& tile, const Part& part, Visit visit) {
-  LanePlace lanes[kMaxLanes];
-  FindLanes(plan, chunk, plan.result_step, lanes);
+  const LanePlaces lanes(plan, chunk, plan.result_step, plan.result_space,
+                         plan.result_channels * tiles.item_bytes);
   const Space& phase = plan.result_phases[part.phase];
   const char* first = result + part.first_row * tiles.item_bytes;
   for (int64_t r = 0; r < plan.geometry.shape->rows; ++r) {
@@ -66,8 +83,7 @@ void ForResultPlaces(const ConvPlan& plan, const LaneTiles& tiles, const char* r
         offset[a] = place * plan.result_step[a] + phase[a];
       }
       const char* rows[kMaxLanes];
-      FindRows(lanes, plan.lanes, offset, plan.result_space,
-               plan.result_channels * tiles.item_bytes, first, rows);
+      lanes.FindRows(offset, first, rows);
       visit(rows, r * plan.geometry.shape->cols + c);
     }
   }
@@ -86,14 +102,13 @@ const int32_t* Order(const ConvPlan& plan) {
 
 void PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* source, int64_t chunk,
                 int64_t first, int64_t last, void* packed) {
-  LanePlace lanes[kMaxLanes];
-  FindLanes(plan, chunk, plan.source_step, lanes);
+  const LanePlaces lanes(plan, chunk, plan.source_step, plan.source_space,
+                         plan.source_channels * tiles.item_bytes);
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
   const char* rows[2][kMaxLanes];  // of this position and the next
   const auto find = [&](int64_t i) {
-    FindRows(lanes, plan.lanes, plan.positions[std::min(i, last - 1)].place, plan.source_space,
-             plan.source_channels * tiles.item_bytes, static_cast<const char*>(source),
-             rows[i % 2]);
+    lanes.FindRows(plan.positions[std::min(i, last - 1)].place, static_cast<const char*>(source),
+                   rows[i % 2]);
   };
   find(first);
   for (int64_t i = first; i < last; ++i) {
