@@ -25,7 +25,7 @@ struct StepCosts {
 // Fitted to some thousand timings of 3x3, 4x4 and 1x1 windows and products, at densities of 0.5 to
 // 0.02: what they choose was 3 and 4 % slower than the best geometry, in the mean.
 constexpr StepCosts kSumCosts = {41 << 10, 360 << 10, 0.98, 1.07, 2, 2.5, 3.1, 5, 22, 15, 60};
-constexpr StepCosts kDotCosts = {27 << 10, 282 << 10, 0.5, 1.15, 9, 1.5, 0, 7.7, 14, 16, 125};
+constexpr StepCosts kDotCosts = {27 << 10, 282 << 10, 0.5, 1.15, 9, 1.5, 0, 8, 30, 16, 60};
 
 // A packed chunk of so many bytes is near: about what L2 holds.
 constexpr double kNearBytes = 1.2 * (1 << 20);
