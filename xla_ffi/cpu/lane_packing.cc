@@ -66,8 +66,8 @@ class LanePlaces {
   Space least_ = {}, most_ = {};  // of the places
 };
 
-// Calls visit(rows, index of the place) for each place of a register tile. Rows hold the channels
-// of the part.
+// Calls visit(rows, rows of the next place, index of the place) for each place of a register tile.
+// Rows hold the channels of the part.
 template <class Visit>
 void ForResultPlaces(const ConvPlan& plan, const LaneTiles& tiles, const char* result,
                      int64_t chunk, const RegisterTile& tile, const Part& part, Visit visit) {
@@ -75,17 +75,20 @@ void ForResultPlaces(const ConvPlan& plan, const LaneTiles& tiles, const char* r
                          plan.result_channels * tiles.item_bytes);
   const Space& phase = plan.result_phases[part.phase];
   const char* first = result + part.first_row * tiles.item_bytes;
-  for (int64_t r = 0; r < plan.geometry.shape->rows; ++r) {
-    for (int64_t c = 0; c < plan.geometry.shape->cols; ++c) {
-      Space offset;
-      for (int a = 0; a < 3; ++a) {
-        const int64_t place = tile.place[a] + (a == 1 ? r : a == 2 ? c : 0);
-        offset[a] = place * plan.result_step[a] + phase[a];
-      }
-      const char* rows[kMaxLanes];
-      lanes.FindRows(offset, first, rows);
-      visit(rows, r * plan.geometry.shape->cols + c);
-    }
+  const int64_t cols = plan.geometry.shape->cols, last = plan.register_places() - 1;
+  const char* rows[2][kMaxLanes];
+  const auto find = [&](int64_t place) {
+    const int64_t known = std::min(place, last);
+    Space offset = tile.place;
+    offset[1] += known / cols;
+    offset[2] += known % cols;
+    for (int a = 0; a < 3; ++a) offset[a] = offset[a] * plan.result_step[a] + phase[a];
+    lanes.FindRows(offset, first, rows[place % 2]);
+  };
+  find(0);
+  for (int64_t place = 0; place <= last; ++place) {
+    find(place + 1);
+    visit(rows[place % 2], rows[(place + 1) % 2], place);
   }
 }
 
@@ -138,18 +141,19 @@ Status PackSource(const ConvPlan& plan, const LaneTiles& tiles, const void* sour
 void PackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* result, int64_t chunk,
                 const RegisterTile& register_tile, const Part& part, void* sums, void* exists) {
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
-  ForResultPlaces(plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
-                  [&](const char* const* rows, int64_t place) {
-                    const void* const* lines = reinterpret_cast<const void* const*>(rows);
-                    tiles.pack({lines, lines, PartChannels(plan, part),
-                                static_cast<char*>(sums) + place * vector_bytes,
-                                plan.register_places() * plan.lanes, Order(plan)});
-                    if (exists == nullptr) return;
-                    char* bits = static_cast<char*>(exists) + place * vector_bytes;
-                    for (int64_t l = 0; l < plan.lanes; ++l, bits += tiles.sum_bytes) {
-                      std::memset(bits, rows[l] == nullptr ? 0 : 0xff, tiles.sum_bytes);
-                    }
-                  });
+  ForResultPlaces(
+      plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
+      [&](const char* const* rows, const char* const* next, int64_t place) {
+        tiles.pack({reinterpret_cast<const void* const*>(rows),
+                    reinterpret_cast<const void* const*>(next), PartChannels(plan, part),
+                    static_cast<char*>(sums) + place * vector_bytes,
+                    plan.register_places() * plan.lanes, Order(plan)});
+        if (exists == nullptr) return;
+        char* bits = static_cast<char*>(exists) + place * vector_bytes;
+        for (int64_t l = 0; l < plan.lanes; ++l, bits += tiles.sum_bytes) {
+          std::memset(bits, rows[l] == nullptr ? 0 : 0xff, tiles.sum_bytes);
+        }
+      });
 }
 
 void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums, int64_t chunk,
@@ -157,11 +161,12 @@ void UnpackResult(const ConvPlan& plan, const LaneTiles& tiles, const void* sums
   const int64_t vector_bytes = plan.lanes * tiles.sum_bytes;
   ForResultPlaces(
       plan, tiles, static_cast<const char*>(result), chunk, register_tile, part,
-      [&](const char* const* rows, int64_t place) {
+      [&](const char* const* rows, const char* const* next, int64_t place) {
         // The rows are those of the result, which is not const.
         tiles.unpack({static_cast<const char*>(sums) + place * vector_bytes,
                       plan.register_places() * plan.lanes, Order(plan), PartChannels(plan, part),
-                      reinterpret_cast<void* const*>(const_cast<char* const*>(rows))});
+                      reinterpret_cast<void* const*>(const_cast<char* const*>(rows)),
+                      reinterpret_cast<const void* const*>(next)});
       });
 }
 

@@ -68,6 +68,7 @@ struct LaneUnpack {
   const int32_t* order;
   int64_t channels;
   void* const* rows;
+  const void* const* next;  // [lanes]; rows to fetch into the cache meanwhile, any may be null
 };
 
 // packed[k][v] = stored[indices[k] + v * value_stride]; without indices, all `count` in order.

@@ -163,8 +163,11 @@ void UnpackLanes(const LaneUnpack& p) {
   constexpr int kLanes = Simd<Sum>::kLanes;
   const auto* packed = static_cast<const Sum*>(p.packed);
   auto* const* rows = reinterpret_cast<Stored* const*>(p.rows);
+  auto* const* next = reinterpret_cast<const Stored* const*>(p.next);
   for (int64_t c = 0; c < p.channels; c += kLanes) {
     const int64_t count = Min(kLanes, p.channels - c);
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) __builtin_prefetch(next[l] + c, 1);
     Vector square[kLanes];
     if (p.order == nullptr && count == kLanes) {
       const Sum* from = packed + c * p.stride;
