@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/ceil_div.h"
 #include "cpu/column_pattern.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
@@ -13,8 +14,14 @@
 namespace jaxsparse::cpu {
 namespace {
 
-// Weights, or zeroed items, per piece of work: some 100 us of random access.
-constexpr int64_t kPieceItems = 32 << 10;
+// Zeroed items per piece of work: some 100 us.
+constexpr int64_t kPieceItems = 256 << 10;
+
+// Neighbouring columns whose numbers share lines of the dense weight are a band. It is copied so
+// many places at a time, through a tile of its own: rows of the dense weight are often a power of
+// two apart, and would meet in a few sets of the cache.
+constexpr int64_t kLineBytes = 128;
+constexpr int64_t kTilePlaces = 128;
 
 // The number of used places of each pattern, at the index of its group.
 Status CheckPatterns(const ColumnCopy& p, std::vector<int64_t>* used) {
@@ -37,49 +44,79 @@ Status CheckPatterns(const ColumnCopy& p, std::vector<int64_t>* used) {
   return {};
 }
 
-struct Range {
-  int64_t group, begin, end;
+// The row of the dense weight of each place of a column.
+std::vector<int32_t> RowsOfPlaces(const ColumnCopy& p) {
+  std::vector<int32_t> rows;
+  rows.reserve(p.column_size());
+  for (int64_t c = 0; c < p.in; ++c) {
+    for (int64_t t = 0; t < p.taps; ++t) rows.push_back(t * p.in + c);
+  }
+  return rows;
+}
+
+// The places of some neighbouring columns of a group, in tiles of kTilePlaces.
+class Band {
+ public:
+  Band(const ColumnCopy& p, int64_t group, int64_t used, int64_t first_column, int64_t num_columns)
+      : places_(p.places + p.places_group[group] * p.capacity),
+        used_(used),
+        column_size_(p.column_size()),
+        first_column_(first_column),
+        num_columns_(num_columns) {
+    const int32_t* from = places_;
+    for (int64_t j = 0; j < num_columns; ++j) {
+      from = std::lower_bound(from, places_ + used, (first_column + j) * column_size_);
+      next_[j] = from - places_;
+    }
+  }
+
+  // Calls visit(k, place in its column, column of the band) for the places of the next tile.
+  template <class Visit>
+  void ForTile(int64_t begin, int64_t size, const Visit& visit) {
+    for (int64_t j = 0; j < num_columns_; ++j) {
+      const int64_t base = (first_column_ + j) * column_size_, end = base + begin + size;
+      int64_t k = next_[j];
+      for (; k < used_ && places_[k] < end; ++k) visit(k, places_[k] - base, j);
+      next_[j] = k;
+    }
+  }
+
+ private:
+  const int32_t* const places_;
+  const int64_t used_, column_size_, first_column_, num_columns_;
+  int64_t next_[kLineBytes];  // of each column
 };
 
-// Calls body on ranges of the `items` of each group, `grain` items each, of `width` numbers.
-template <class Body>
-Status ForRanges(const ColumnCopy& p, int64_t items, int64_t grain, int64_t width, TaskPool& pool,
-                 const Body& body) {
-  const int64_t pieces = (items + grain - 1) / grain;
-  if (pieces == 0) return {};
-  const double bytes = 2.0 * p.num_groups() * items * width * p.item_bytes;
-  return ParallelFor(PoolForWork(pool, 0, bytes), p.num_groups() * pieces, [&](int64_t piece) {
-    const int64_t begin = piece % pieces * grain;
-    body(Range{piece / pieces, begin, std::min(begin + grain, items)});
+// Calls copy(group, first column, number of columns, their Band, the rows of places) for all
+// columns of all groups, a band at a time.
+template <class Copy>
+Status ForBands(const ColumnCopy& p, const std::vector<int64_t>& used, double bytes, TaskPool& pool,
+                const Copy& copy) {
+  const int64_t width = std::max<int64_t>(1, kLineBytes / (p.item_bytes * p.width));
+  const int64_t bands = CeilDiv(p.num_columns, width);
+  if (bands == 0) return {};
+  const std::vector<int32_t> rows = RowsOfPlaces(p);
+  return ParallelFor(PoolForWork(pool, 0, bytes), p.num_groups() * bands, [&](int64_t piece) {
+    const int64_t group = piece / bands, first = piece % bands * width;
+    const int64_t columns = std::min(width, p.num_columns - first);
+    Band band(p, group, used[p.places_group[group]], first, columns);
+    copy(group, first, columns, band, rows);
   });
 }
 
-// Calls visit(k, slot, index into the group's dense weight) for each of the range's weights.
+// Calls visit(k, slot, index into the dense weight, or -1) for the weights of a band whose columns
+// have an order.
 template <class Visit>
-void ForWeights(const ColumnCopy& p, const Range& range, const Visit& visit) {
-  const int32_t* places = p.places + p.places_group[range.group] * p.capacity;
-  const int32_t* order =
-      p.order == nullptr ? nullptr : p.order + p.order_group[range.group] * p.num_columns * p.width;
-  const int64_t column_size = p.column_size();
-  const auto taps = static_cast<uint32_t>(p.taps);
-  int64_t column = -1, begin = 0, end = 0;  // the column's places
-  for (int64_t k = range.begin; k < range.end; ++k) {
-    if (places[k] >= end) {
-      column = places[k] / column_size;
-      begin = column * column_size;
-      end = begin + column_size;
-    }
-    const auto inner = static_cast<uint32_t>(places[k] - begin);
-    const int64_t row = inner % taps * p.in + inner / taps;
-    if (order == nullptr) {
-      visit(k, 0, row * p.out + column);
-      continue;
-    }
+void ForSlots(const ColumnCopy& p, int64_t group, int64_t first_column, Band& band,
+              const std::vector<int32_t>& rows, const Visit& visit) {
+  const int32_t* order = p.order + p.order_group[group] * p.num_columns * p.width;
+  band.ForTile(0, p.column_size(), [&](int64_t k, int64_t place, int64_t j) {
+    const int64_t row = int64_t{rows[place]} * p.out;
     for (int64_t slot = 0; slot < p.width; ++slot) {
-      const int64_t channel = order[column * p.width + slot];
-      visit(k, slot, channel == p.out ? -1 : row * p.out + channel);
+      const int64_t channel = order[(first_column + j) * p.width + slot];
+      visit(k, slot, channel == p.out ? -1 : row + channel);
     }
-  }
+  });
 }
 
 // Items are moved whole, whatever they are.
@@ -88,20 +125,62 @@ struct Item {
   char bytes[kBytes];
 };
 
+// Of few weights not every line is touched; and columns with an order are wide, in lines of their
+// own.
+bool InTiles(const ColumnCopy& p) {
+  return p.order == nullptr && 5 * p.capacity >= p.column_size() * p.out;
+}
+
 template <class Stored>
 Status Gather(const ColumnCopy& p, const std::vector<int64_t>& used, TaskPool& pool) {
-  const int64_t grain = std::max<int64_t>(1, kPieceItems / p.width);
-  return ForRanges(p, p.capacity, grain, p.width, pool, [&](const Range& range) {
-    const auto* dense =
-        static_cast<const Stored*>(p.dense) + p.dense_group[range.group] * p.column_size() * p.out;
-    auto* values =
-        static_cast<Stored*>(p.values) + p.values_group[range.group] * p.capacity * p.width;
-    const int64_t last = std::clamp(used[p.places_group[range.group]], range.begin, range.end);
-    ForWeights(p, {range.group, range.begin, last}, [&](int64_t k, int64_t slot, int64_t index) {
-      values[k * p.width + slot] = index < 0 ? Stored{} : dense[index];
-    });
-    std::fill(values + last * p.width, values + range.end * p.width, Stored{});
-  });
+  const int64_t dense_items = p.column_size() * p.out;
+  const auto values_of = [&](int64_t group) {
+    return static_cast<Stored*>(p.values) + p.values_group[group] * p.capacity * p.width;
+  };
+  for (int64_t group = 0; group < p.num_groups(); ++group) {
+    Stored* values = values_of(group);
+    std::fill(values + used[p.places_group[group]] * p.width, values + p.capacity * p.width,
+              Stored{});
+  }
+  const bool in_tiles = InTiles(p);
+  const double bytes = 2.0 * p.num_groups() * p.capacity * p.width * sizeof(Stored);
+  return ForBands(p, used, bytes, pool,
+                  [&](int64_t group, int64_t first, int64_t columns, Band& band,
+                      const std::vector<int32_t>& rows) {
+                    Stored* values = values_of(group);
+                    const auto* dense =
+                        static_cast<const Stored*>(p.dense) + p.dense_group[group] * dense_items;
+                    if (p.order != nullptr) {
+                      ForSlots(p, group, first, band, rows,
+                               [&](int64_t k, int64_t slot, int64_t index) {
+                                 values[k * p.width + slot] = index < 0 ? Stored{} : dense[index];
+                               });
+                      return;
+                    }
+                    dense += first;
+                    if (!in_tiles) {
+                      band.ForTile(0, p.column_size(), [&](int64_t k, int64_t place, int64_t j) {
+                        values[k] = dense[int64_t{rows[place]} * p.out + j];
+                      });
+                      return;
+                    }
+                    constexpr int64_t kWidth = kLineBytes / sizeof(Stored);
+                    Stored tile[kTilePlaces][kWidth];
+                    for (int64_t begin = 0; begin < p.column_size(); begin += kTilePlaces) {
+                      const int64_t size = std::min(kTilePlaces, p.column_size() - begin);
+                      for (int64_t i = 0; i < size; ++i) {
+                        const Stored* row = dense + int64_t{rows[begin + i]} * p.out;
+                        if (columns == kWidth) {
+                          std::memcpy(tile[i], row, kLineBytes);
+                        } else {
+                          std::memcpy(tile[i], row, columns * sizeof(Stored));
+                        }
+                      }
+                      band.ForTile(begin, size, [&](int64_t k, int64_t place, int64_t j) {
+                        values[k] = tile[place - begin][j];
+                      });
+                    }
+                  });
 }
 
 template <class Stored>
@@ -110,22 +189,51 @@ Status Scatter(const ColumnCopy& p, const std::vector<int64_t>& used, TaskPool& 
   const auto dense_of = [&](int64_t group) {
     return static_cast<Stored*>(p.dense) + p.dense_group[group] * dense_items;
   };
-  Status status = ForRanges(p, dense_items, 8 * kPieceItems, 1, pool, [&](const Range& range) {
-    std::memset(static_cast<void*>(dense_of(range.group) + range.begin), 0,
-                (range.end - range.begin) * sizeof(Stored));
-  });
-  if (!status.ok()) return status;
-  const int64_t grain = std::max<int64_t>(1, kPieceItems / p.width);
-  return ForRanges(p, p.capacity, grain, p.width, pool, [&](const Range& range) {
-    Stored* dense = dense_of(range.group);
-    const auto* values =
-        static_cast<const Stored*>(p.values) + p.values_group[range.group] * p.capacity * p.width;
-    const int64_t last = std::clamp(used[p.places_group[range.group]], range.begin, range.end);
-    // No two weights have one index, so pieces may run in any order.
-    ForWeights(p, {range.group, range.begin, last}, [&](int64_t k, int64_t slot, int64_t index) {
-      if (index >= 0) dense[index] = values[k * p.width + slot];
-    });
-  });
+  const double bytes = 2.0 * p.num_groups() * dense_items * sizeof(Stored);
+  const bool in_tiles = InTiles(p);
+  if (!in_tiles) {
+    const int64_t pieces = CeilDiv(dense_items, kPieceItems);
+    if (pieces == 0) return {};
+    Status status =
+        ParallelFor(PoolForWork(pool, 0, bytes), p.num_groups() * pieces, [&](int64_t piece) {
+          const int64_t begin = piece % pieces * kPieceItems;
+          std::memset(static_cast<void*>(dense_of(piece / pieces) + begin), 0,
+                      std::min(kPieceItems, dense_items - begin) * sizeof(Stored));
+        });
+    if (!status.ok()) return status;
+  }
+  // No two weights have one index, so bands may be done in any order.
+  return ForBands(
+      p, used, bytes, pool,
+      [&](int64_t group, int64_t first, int64_t columns, Band& band,
+          const std::vector<int32_t>& rows) {
+        const auto* values =
+            static_cast<const Stored*>(p.values) + p.values_group[group] * p.capacity * p.width;
+        Stored* dense = dense_of(group);
+        if (p.order != nullptr) {
+          ForSlots(p, group, first, band, rows, [&](int64_t k, int64_t slot, int64_t index) {
+            if (index >= 0) dense[index] = values[k * p.width + slot];
+          });
+          return;
+        }
+        constexpr int64_t kWidth = kLineBytes / sizeof(Stored);
+        Stored tile[kTilePlaces][kWidth];
+        for (int64_t begin = 0; begin < p.column_size(); begin += kTilePlaces) {
+          const int64_t size = std::min(kTilePlaces, p.column_size() - begin);
+          std::memset(static_cast<void*>(tile), 0, size * kLineBytes);
+          band.ForTile(begin, size, [&](int64_t k, int64_t place, int64_t j) {
+            tile[place - begin][j] = values[k];
+          });
+          for (int64_t i = 0; i < size; ++i) {
+            Stored* row = dense + int64_t{rows[begin + i]} * p.out + first;
+            if (columns == kWidth) {
+              std::memcpy(row, tile[i], kLineBytes);
+            } else {
+              std::memcpy(row, tile[i], columns * sizeof(Stored));
+            }
+          }
+        }
+      });
 }
 
 // After the checks, calls copy(used places of each pattern, an item of the right size).
