@@ -40,7 +40,9 @@ const CopyShape kShapes[] = {
     {9, 5, 7, 0, 0.4, 3, true},
     {9, 5, 7, 4, 0.4, 3, true},
     {9, 64, 192},
-    {9, 64, 192, 8},  // several pieces of work
+    {9, 64, 192, 8},        // several pieces of work
+    {9, 64, 150, 0, 0.05},  // few weights: not through tiles
+    {2, 100, 33, 0, 0.9},   // tiles and bands that end early
 };
 
 std::string Name(const CopyShape& s) {
@@ -186,6 +188,23 @@ TEST_CASE("places are refused with what is wrong") {
   CHECK(Check({4, 3, INT32_MIN}).substr(0, 24) == "the pattern lost weights");
   CHECK(cpu::CheckPlaces(good, 6, 1 << 20, 1 << 12, &used).message ==
         "a weight has fewer than 2^31 - 1 places, got 1048576 columns of 4096");
+}
+
+TEST_CASE("a wrong place is found wherever it is") {
+  for (int64_t k = 0; k < 200; ++k) {
+    std::vector<int32_t> places(200);
+    std::iota(places.begin(), places.end(), 50);
+    int64_t used = -1;
+    CHECK(cpu::CheckPlaces(places.data(), 200, 1, 250, &used).ok());
+    CHECK(used == 200);
+    CHECK(cpu::CheckPlaces(places.data(), 200, 1, 249, &used).ok());  // the last one is unused
+    CHECK(used == 199);
+    for (const int32_t wrong : {-1, 251, k > 0 ? places[k - 1] : -7}) {
+      std::vector<int32_t> changed = places;
+      changed[k] = wrong;
+      CHECK_FALSE(cpu::CheckPlaces(changed.data(), 200, 1, 250, &used).ok());
+    }
+  }
 }
 
 TEST_CASE("orders are refused with what is wrong") {
