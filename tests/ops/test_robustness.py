@@ -203,3 +203,27 @@ ONE_ISA = """
 def test_every_instruction_set_computes_the_definition(isa):
     need("cpu_kernels")
     assert run_python(ONE_ISA.format(isa=isa), JAXSPARSE_CPU_ISA=isa) == f"{isa} 26\n"
+
+
+# XLA's threads take subnormal float32 for zero, so no conversion may pass through one.
+EVERY_FLOAT16 = """
+    import jax, jax.numpy as jnp, numpy as np
+    import jaxsparse as js
+    from jaxsparse.core import native
+
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
+    product = jax.jit(lambda x, w: js.matmul(x, w, implementation="ffi"))
+    for format in ("1x1", "unstructured"):
+        w = js.fromdense(jnp.ones((1, 1), jnp.float16), format)
+        y = np.asarray(product(x, w))
+        wrong = np.flatnonzero((y != x) & ~(np.isnan(x) & np.isnan(y)))
+        print(native.isa(), format, len(wrong), "wrong", x[wrong[:3], 0], y[wrong[:3], 0])
+"""
+
+
+@pytest.mark.parametrize("isa", native.runnable_isas() or ("none",))
+def test_every_float16_passes_unchanged_through_every_instruction_set(isa):
+    need("cpu_kernels")
+    assert run_python(EVERY_FLOAT16, JAXSPARSE_CPU_ISA=isa) == (
+        f"{isa} 1x1 0 wrong [] []\n{isa} unstructured 0 wrong [] []\n"
+    )

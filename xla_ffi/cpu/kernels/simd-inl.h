@@ -119,10 +119,13 @@ struct F16 {
   static JAXSPARSE_INLINE Vector Load(const uint16_t* from) {
     const U32Vector half = __builtin_convertvector(LoadVector<U16HalfVector>(from), U32Vector);
     const U32Vector magnitude = (half & 0x7fff) << 13;
-    // As float32 bits the value is too small by 2^112, exactly, subnormals included.
-    const Vector scaled = (Vector)magnitude * 0x1p112f;
-    const U32Vector special = (U32Vector)(magnitude >= (0x7c00u << 13));
-    const U32Vector bits = (special & (magnitude | 0x7f800000)) | (~special & (U32Vector)scaled);
+    // Subnormals: above 2^-14 the same steps are those of normal numbers. At no point is there a
+    // subnormal float32, which XLA's threads take for zero.
+    const U32Vector subnormal = (U32Vector)((Vector)(magnitude + (113u << 23)) - 0x1p-14f);
+    const U32Vector is_subnormal = (U32Vector)(magnitude < (1u << 23));
+    const U32Vector is_special = (U32Vector)(magnitude >= (0x7c00u << 13));
+    const U32Vector normal = (magnitude + (112u << 23)) | (is_special & 0x7f800000);
+    const U32Vector bits = (is_subnormal & subnormal) | (~is_subnormal & normal);
     return (Vector)(bits | ((half & 0x8000) << 16));
   }
   static JAXSPARSE_INLINE void Store(uint16_t* to, Vector v) {
