@@ -142,6 +142,13 @@ std::vector<ConvShape> SomeConvs() {
   shape.strides = {1, 2, 2};
   shape.y_space = {1, 6, 6};
   add("dilation and stride", shape);
+  shape = Conv2d(2, 5, 3, 4, 3);
+  shape.dilation = {1, 1 << 30, 4};
+  shape.low = {0, 1 << 30, 4};
+  add("dilation over image", shape);
+  shape.strides = {1, 2, 2};
+  shape.y_space = {1, 3, 3};
+  add("dilation over image and stride", shape);
   shape = Conv2d(2, 8, 3, 4, 3);
   shape.low = {0, -1, -2};
   shape.y_space = {1, 3, 4};

@@ -1,6 +1,7 @@
 """Convolutions, transposed ones and their gradients against the definition, in every format."""
 
 import contextlib
+import dataclasses
 import functools
 
 import conv_cases
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import oracle
 import pytest
+from machine import need
 
 import jaxsparse as js
 from jaxsparse import problems
@@ -82,6 +84,45 @@ def test_unused_places_of_a_pattern_add_nothing(format, path):
         oracle.equal_exactly(y, layer.y(), "y")
         oracle.equal_exactly(dx, layer.dx(), "dx")
         oracle.equal_exactly(dvalues, layer.dvalues(), "dvalues")
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 1), (2, 3)])
+@every_format
+def test_taps_that_see_no_input_take_no_part(format, strides, path):
+    """However far they are from it: no kernel holds or visits the places between."""
+    layer = conv_cases.make(problems.ConvProblem("far", (5, 4), (3, 3), (3, 6)), format)
+    layer = dataclasses.replace(layer, values=np.where(layer.rows < 0, np.nan, 2.0))
+    weight, x = layer.dense()[1, 1], layer.x[..., :: strides[0], :: strides[1], :]
+    far = {"strides": strides, "kernel_dilation": 10**4, "implementation": path}
+
+    def run(x, values):
+        y = js.conv(x, layer.weight().with_values(values), **far)
+        return y.sum(), y
+
+    grads, y = jax.jit(jax.grad(run, (0, 1), has_aux=True))(layer.array("x"), layer.array("values"))
+    oracle.equal_exactly(y, x @ weight)
+    dx = np.zeros(layer.x.shape)
+    dx[..., :: strides[0], :: strides[1], :] = weight.sum(1)
+    dw = np.zeros((3, 3, 3, 6))
+    dw[1, 1] = x.reshape(-1, 3).sum(0)[:, None]
+    oracle.equal_exactly(grads[0], dx)
+    oracle.equal_exactly(grads[1], layer.stored(dw))
+
+
+# More columns of results than a million, and hardly a weight in any.
+LONG = [
+    problems.ConvProblem("stride", (1100, 1000), (3, 2), (1, 2), strides=(1100, 1000)),
+    problems.ConvProblem("wide", (), (), (1_100_000, 2), batch=(3,), sparsity=0.9999),
+]
+
+
+@pytest.mark.parametrize("problem", LONG, ids=lambda problem: problem.name)
+def test_kernels_compute_what_has_far_more_results_than_weights(problem):
+    need("cpu_kernels")
+    layer, (y, dx, dvalues) = results(problem, "unstructured", "float32", "ffi")
+    oracle.equal_exactly(y, layer.y(), "y")
+    oracle.equal_exactly(dx, layer.dx(), "dx")
+    oracle.equal_exactly(dvalues, layer.dvalues(), "dvalues")
 
 
 # Rounding: every element within the forward error of a dot product --------------------------------

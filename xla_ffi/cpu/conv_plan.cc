@@ -1,6 +1,8 @@
 #include "cpu/conv_plan.h"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -23,28 +25,36 @@ struct Axis {
   int64_t origin;  // of the source's places
   int64_t places;  // of a result plane
   std::vector<Phase> source_phases;
-  int64_t num_result_phases;
-  // By tap: which of the phases, and the shift. No result phase: the tap meets no result.
+  std::vector<int64_t> result_phases;  // ascending, those that taps meet
+  bool leaves_gaps;                    // taps do not meet all
+  // By tap: which of the phases, and the shift. No result phase: no result sees a source through
+  // it.
   std::vector<int64_t> tap_source, tap_result, tap_shift;
 };
+
+// Whether some output sees an input through a tap of an axis.
+bool SeesInput(const SparseConv& p, int a, int64_t tap) {
+  const int64_t move = tap * p.dilation[a] - p.low[a];
+  const int64_t first = std::max<int64_t>(0, -FloorDiv(move, p.strides[a]));  // at or behind 0
+  return first < p.y_space[a] && first * p.strides[a] + move < p.x_space[a];
+}
 
 Axis MakeAxis(const SparseConv& p, bool gather, int a) {
   const int64_t stride = p.strides[a], taps = p.kernel[a];
   const int64_t space = (gather ? p.y_space : p.x_space)[a];
   Axis axis = {};
-  axis.num_result_phases = 1;
   std::vector<int64_t> tap_phase(taps, 0);
   axis.tap_shift.resize(taps);
   if (stride == 1) {
     const int64_t step = taps > 1 ? p.dilation[a] : 1;
-    axis.source_step = axis.result_step = axis.classes = step;
+    axis.source_step = axis.result_step = step;
+    axis.classes = std::min(step, std::max<int64_t>(1, space));
     axis.origin = gather ? -p.low[a] : p.low[a];
     for (int64_t t = 0; t < taps; ++t) axis.tap_shift[t] = gather ? t : -t;
   } else {
     axis.classes = 1;
     axis.source_step = gather ? stride : 1;
     axis.result_step = gather ? 1 : stride;
-    if (!gather) axis.num_result_phases = std::min(stride, std::max<int64_t>(1, space));
     for (int64_t t = 0; t < taps; ++t) {
       const int64_t move = t * p.dilation[a] - p.low[a], whole = FloorDiv(move, stride);
       tap_phase[t] = move - whole * stride;
@@ -53,11 +63,25 @@ Axis MakeAxis(const SparseConv& p, bool gather, int a) {
   }
   axis.places = CeilDiv(space, axis.result_step);
 
-  axis.tap_result.assign(taps, 0);
-  axis.tap_source.assign(taps, 0);
+  // Without taps that see nothing, which would make the packed source of a small image large, and
+  // without phases that no tap meets, which would make the lists of a large stride long.
+  std::vector<int64_t> taps_seen;
+  std::set<int64_t> phases;
+  const auto result_phase = [&](int64_t t) { return gather ? 0 : tap_phase[t]; };
   for (int64_t t = 0; t < taps; ++t) {
+    if (!SeesInput(p, a, t)) continue;
+    taps_seen.push_back(t);
+    phases.insert(result_phase(t));
+  }
+  if (phases.empty()) phases.insert(0);
+  axis.result_phases.assign(phases.begin(), phases.end());
+  axis.leaves_gaps = static_cast<int64_t>(phases.size()) < std::min(gather ? 1 : stride, space);
+
+  axis.tap_result.assign(taps, -1);
+  axis.tap_source.assign(taps, 0);
+  for (const int64_t t : taps_seen) {
+    axis.tap_result[t] = std::distance(phases.begin(), phases.find(result_phase(t)));
     const int64_t source_phase = gather ? tap_phase[t] : 0;
-    if (!gather) axis.tap_result[t] = tap_phase[t] < axis.num_result_phases ? tap_phase[t] : -1;
     size_t i = 0;
     while (i < axis.source_phases.size() && axis.source_phases[i].phase != source_phase) ++i;
     if (i == axis.source_phases.size()) {
@@ -69,6 +93,7 @@ Axis MakeAxis(const SparseConv& p, bool gather, int a) {
     phase.min_shift = std::min(phase.min_shift, axis.tap_shift[t]);
     phase.span = last - phase.min_shift;
   }
+  if (axis.source_phases.empty()) axis.source_phases.push_back({0, 0, 0});
   return axis;
 }
 
@@ -151,9 +176,14 @@ class PlanBuilder {
       plan.source_step[a] = axes_[a].source_step;
       plan.result_step[a] = axes_[a].result_step;
       plan.classes[a] = axes_[a].classes;
-      phases[a] = axes_[a].num_result_phases;
+      phases[a] = axes_[a].result_phases.size();
+      plan.leaves_gaps |= axes_[a].leaves_gaps;
     }
-    ForBox(phases, [&](const Space& phase) { plan.result_phases.push_back(phase); });
+    ForBox(phases, [&](const Space& index) {
+      Space phase;
+      for (int a = 0; a < 3; ++a) phase[a] = axes_[a].result_phases[index[a]];
+      plan.result_phases.push_back(phase);
+    });
   }
 
   // How many results share their entries, and whether rows of sums are channels in order.
@@ -397,10 +427,14 @@ class PlanBuilder {
       Space plane, at;
       int64_t phase = 0;
       for (int a = 0; a < 3; ++a) {
+        const int64_t axis_phase = axes_[a].tap_result[tap[a]];
+        if (axis_phase < 0) {
+          tap_phase[t] = -1;
+          return;
+        }
         plane[a] = axes_[a].tap_source[tap[a]];
         at[a] = axes_[a].tap_shift[tap[a]] - axes_[a].source_phases[plane[a]].min_shift;
-        const int64_t axis_phase = axes_[a].tap_result[tap[a]];
-        phase = phase < 0 || axis_phase < 0 ? -1 : phase * axes_[a].num_result_phases + axis_phase;
+        phase = phase * static_cast<int64_t>(axes_[a].result_phases.size()) + axis_phase;
       }
       tap_phase[t] = phase;
       tap_bytes[t] = Packed(plane, at) * vector_bytes;

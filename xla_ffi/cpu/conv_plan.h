@@ -64,7 +64,8 @@ struct ConvPlan {
   // places move by source_step per place, and as the class.
   Space source_step, result_step;
   Space classes;
-  std::vector<Space> result_phases;
+  std::vector<Space> result_phases;  // those that taps meet
+  bool leaves_gaps = false;          // there are others, whose results are zero
 
   LaneGeometry geometry;
   int64_t lanes;

@@ -90,7 +90,8 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
     const double moves = (segments <= 1 && !s.dots ? sums / 2 : sums) * costs.sum;
     const double cycles =
         per_column * (entry + slow * costs.slow_read * places) + segments * (costs.segment + moves);
-    if (s.columns * blocks > 8.0 * s.entries + 1e6) return;
+    // Segments are listed, also the empty ones: one for each block of each column.
+    if (blocks > 1 && s.columns * blocks > 8.0 * s.entries + 1e6) return;
     if (cycles < best.cycles) best = {cycles, static_cast<int64_t>(block)};
   };
   for (const double bytes : kBlockBytes) consider(bytes / channel_bytes);

@@ -3,6 +3,7 @@
 #include "cpu/sparse_conv.h"
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -177,6 +178,7 @@ Status ConvInputGrad(const SparseConv& problem, const LaneTiles& tiles, TaskPool
       [&](const ConvGroup& group, TaskPool& group_pool) -> Status {
         if (bytes == 0) return {};
         AdviseHugePages(group.x, bytes);
+        if (group.plan->leaves_gaps) std::memset(group.x, 0, bytes);
         return LaneRun(*group.plan, tiles, group.y, group.w, group.x).Run(group_pool);
       });
 }
