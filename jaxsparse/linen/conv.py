@@ -80,7 +80,11 @@ class Conv(_SparseConv, nn.Conv):
         if self._options() is None:
             return _FLAX_CONV(self, inputs)
         groups, in_features = self.feature_group_count, inputs.shape[-1]
-        assert in_features % groups == 0  # as in Flax
+        if in_features % groups:  # the type of error is Flax's
+            raise AssertionError(
+                f"Conv: feature_group_count must divide the {in_features} channels of the input, "
+                f"got feature_group_count={groups}."
+            )
         hook = self.conv_general_dilated
         if self.conv_general_dilated_cls is not None:
             hook = self.conv_general_dilated_cls()

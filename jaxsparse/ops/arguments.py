@@ -19,6 +19,11 @@ def as_array(function: str, name: str, x) -> jax.Array:
     is_array = hasattr(x, "shape") and hasattr(x, "dtype")
     if not is_array and not isinstance(x, (int, float, list, tuple)):
         raise TypeError(f"{function}: {name} must be an array, got {type(x).__name__}.")
+    if hasattr(x, "todense"):  # ours, SciPy's, JAX's
+        raise TypeError(
+            f"{function}: {name} must be an array, got {type(x).__name__}. Use its todense(); "
+            "jaxsparse.fromsparse makes weights of sparse matrices."
+        )
     array = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{function}: {name} must hold numbers, got dtype {array.dtype}.")

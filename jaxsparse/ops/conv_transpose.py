@@ -73,6 +73,8 @@ def conv_transpose(
         output_padding = window.per_axis(name, "output_padding", output_padding, rank, least=0)
     groups = check_channels(name, x, weights, feature_group_count, exchanged=transpose_kernel)
     space = x.shape[x.ndim - rank - 1 : -1]
+    if padding == "CIRCULAR":
+        window.check_repeats(name, padding, space)
     pairs = window.transposed_padding(name, padding, kernel, strides, dilation, output_padding)
     seen = window.transposed_window(
         name, space, kernel, strides, pairs, dilation, groups, mirrored=not transpose_kernel

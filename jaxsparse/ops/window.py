@@ -21,6 +21,10 @@ TRANSPOSED_NAMES = ("SAME", "VALID", "CIRCULAR")
 
 Pairs = tuple[tuple[int, int], ...]
 
+# No array has an axis as long, kernels count in 32 bits, and XLA ends the process where the size of
+# a result overflows.
+_LIMIT = 2**31
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -101,7 +105,8 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
     """One int per space axis, from an int, None (1) or a sequence.
 
     Raises:
-        ValueError: another number of them than there are space axes, or one below `least`.
+        ValueError: another number of them than there are space axes, one below `least`, or one from
+            2**31 on.
         TypeError: what is no int; a dilation below `least`.
     """
     value = 1 if value is None else value
@@ -121,6 +126,8 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
     if any(n < least for n in sizes):
         error = TypeError if "dilation" in name else ValueError  # as in lax
         raise error(f"{function}: {name} must be at least {least}, got {name}={value!r}.")
+    if any(n >= _LIMIT for n in sizes):
+        raise ValueError(f"{function}: {name} must be below 2**31, got {name}={value!r}.")
     return sizes
 
 
@@ -128,21 +135,26 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
     """A name as it is, or one pair per space axis.
 
     Raises:
-        ValueError: neither a name, an int, nor one int or pair of ints for each axis.
+        ValueError: neither a name, an int, nor one int or pair of ints for each axis; one from
+            2**31 on.
     """
     if isinstance(padding, str):
         return padding
+    pairs = None
     try:
-        if not hasattr(padding, "__len__"):
-            padding = (operator.index(padding),) * rank
-        if len(padding) == rank:
-            return tuple(map(_pair, padding))
+        each = padding if hasattr(padding, "__len__") else (operator.index(padding),) * rank
+        if len(each) == rank:
+            pairs = tuple(map(_pair, each))
     except TypeError:
         pass
-    raise ValueError(
-        f"{function}: padding is a name, an int, or an int or a pair (low, high) for each of the "
-        f"kernel's {rank} axes, got {padding!r}."
-    )
+    if pairs is None:
+        raise ValueError(
+            f"{function}: padding is a name, an int, or an int or a pair (low, high) for each of "
+            f"the kernel's {rank} axes, got {padding!r}."
+        )
+    if any(abs(n) >= _LIMIT for pair in pairs for n in pair):
+        raise ValueError(f"{function}: padding must be below 2**31, got {padding!r}.")
+    return pairs
 
 
 def _pair(given) -> tuple[int, int]:
@@ -168,7 +180,8 @@ def conv_padding(
     """What is put around the dilated input of a convolution.
 
     Raises:
-        ValueError: what is no padding; a name with a dilated input; CAUSAL in more than one axis.
+        ValueError: what is no padding; a name with a dilated input; CAUSAL in more than one axis;
+            inputs to be repeated of which there are none.
         RuntimeError: an unknown name, as in lax.
     """
     rank = len(kernel)
@@ -188,6 +201,7 @@ def conv_padding(
         )
     sizes = extents(kernel, kernel_dilation)
     if name in _FILLS:
+        check_repeats(function, name, x_space)
         return Padding(tuple(((e - 1) // 2, e // 2) for e in sizes), _FILLS[name])
     if name == "CAUSAL":
         if rank != 1:
@@ -204,6 +218,15 @@ def conv_padding(
         low = total // 2 if name == "SAME" else total - total // 2
         pairs.append((low, total - low))
     return Padding(tuple(pairs))
+
+
+def check_repeats(function: str, padding: str, space: Sequence[int]) -> None:
+    """Raises where a padding that repeats inputs has none to repeat."""
+    if 0 in space:
+        raise ValueError(
+            f"{function}: {padding} padding repeats inputs, got an input of {tuple(space)}. Pad "
+            'with zeros ("SAME").'
+        )
 
 
 def conv_window(

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from flax import linen
 from jax import lax
+from jax.experimental import sparse
 from machine import need
 
 import jaxsparse as js
+import jaxsparse.linen as js_linen
 from jaxsparse.problems import ConvProblem
 
 PLAIN = conv_cases.make(ConvProblem("bad", (6, 5), (3, 2), (4, 6), batch=(2,), sparsity=0.4), "3x2")
@@ -37,6 +39,12 @@ BOTH = {
     "w_pattern": (given(X, P), TypeError, ["w must be an array", "BlockPattern"]),
     "w_matrix": (given(X, jnp.ones((4, 6))), ValueError, ["kernel axes", "(4, 6)", "matmul"]),
     "w_vector": (given(X, jnp.ones(4)), ValueError, ["kernel axes", "(4,)"]),
+    "x_sparse": (given(W, W), TypeError, ["x must be an array", "SparseWeight", "todense()"]),
+    "w_bcoo": (
+        given(X, sparse.BCOO.fromdense(DENSE)),
+        TypeError,
+        ["w must be an array", "BCOO", "jaxsparse.fromsparse"],
+    ),
     "w_four_axes": (
         given(jnp.ones((1,) * 6), full(1, 1, 1, 1, 1, 1)),
         NotImplementedError,
@@ -69,9 +77,15 @@ BOTH = {
     "strides_zero": (given(X, W, strides=0), ValueError, ["strides", "at least 1", "0"]),
     "strides_negative": (given(X, W, strides=(1, -1)), ValueError, ["strides", "(1, -1)"]),
     "strides_count": (given(X, W, strides=(1, 1, 1)), ValueError, ["strides", "2 axes"]),
+    "strides_huge": (given(X, W, strides=2**31), ValueError, ["strides", "below 2**31"]),
     "strides_float": (given(X, W, strides=1.5), TypeError, ["strides", "int", "1.5"]),
     "strides_text": (given(X, W, strides="2"), TypeError, ["strides", "'2'"]),
     "kernel_dilation": (given(X, W, kernel_dilation=0), TypeError, ["kernel_dilation", "0"]),
+    "kernel_dilation_huge": (
+        given(X, W, kernel_dilation=2**31, padding=0),
+        ValueError,
+        ["kernel_dilation", "below 2**31", "2147483648"],
+    ),
     "kernel_dilation_count": (
         given(X, W, kernel_dilation=(1,)),
         ValueError,
@@ -80,6 +94,7 @@ BOTH = {
     "padding_count": (given(X, W, padding=[(0, 0)]), ValueError, ["padding", "2 axes", "[(0, 0)]"]),
     "padding_triple": (given(X, W, padding=[(0, 0, 0)] * 2), ValueError, ["padding", "pair"]),
     "padding_float": (given(X, W, padding=0.5), ValueError, ["padding", "0.5"]),
+    "padding_huge": (given(X, W, padding=2**40), ValueError, ["padding", "below 2**31"]),
     "padding_none": (given(X, W, padding=None), ValueError, ["padding", "None"]),
     "padding_eats_input": (
         given(X, W, padding=[(-4, -3), (0, 0)]),
@@ -134,6 +149,16 @@ CONV = {
         ValueError,
         ["numbers", "'CIRCULAR'"],
     ),
+    "nothing_to_wrap": (
+        given(X[:, :0], W, padding="CIRCULAR"),
+        ValueError,
+        ["CIRCULAR padding repeats inputs", "(0, 5)", "SAME"],
+    ),
+    "nothing_to_reflect": (
+        given(X[:, :, :0], W, padding="REFLECT"),
+        ValueError,
+        ["REFLECT padding repeats inputs", "(6, 0)"],
+    ),
     "input_dilation": (given(X, W, input_dilation=0, padding=0), TypeError, ["input_dilation"]),
 }
 TRANSPOSED = {
@@ -141,6 +166,11 @@ TRANSPOSED = {
     "padding_lower": (given(X, W, padding="SAME_LOWER"), ValueError, ["'SAME_LOWER'"]),
     "padding_causal": (given(X, W, padding="CAUSAL"), ValueError, ["'CAUSAL'"]),
     "padding_reflect": (given(X, W, padding="REFLECT"), ValueError, ["'REFLECT'"]),
+    "nothing_to_wrap": (
+        given(X[:, :0], W, padding="CIRCULAR"),
+        ValueError,
+        ["CIRCULAR padding repeats inputs", "(0, 5)"],
+    ),
     "transpose_kernel": (
         given(XT, W, transpose_kernel=1),
         TypeError,
@@ -233,6 +263,14 @@ def test_what_flax_refuses_is_refused_with_an_error_of_its_type(padding):
     expected = error_of(lambda: layer.apply({"params": {"kernel": DENSE}}, X))
     with pytest.raises(expected):
         js.conv_transpose(X, W, strides=(2, 2), padding=padding)
+
+
+def test_a_linen_layer_says_which_groups_do_not_divide_its_input_by_an_error_of_flax_type():
+    layers = [module.Conv(6, (3, 2), feature_group_count=3) for module in (linen, js_linen)]
+    layers[1] = layers[1].clone(format="unstructured")
+    expected = error_of(lambda: layers[0].init(jax.random.key(0), X))
+    with pytest.raises(expected, match="divide the 4 channels of the input.*feature_group_count=3"):
+        layers[1].init(jax.random.key(0), X)
 
 
 # Indices ------------------------------------------------------------------------------------------
