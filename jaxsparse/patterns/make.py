@@ -436,7 +436,8 @@ def _as_scores(function: str, scores):
 
 def _check_ints(function: str, what: str, index) -> None:
     if not np.issubdtype(index.dtype, np.integer):
-        raise TypeError(f"{function}: {what} must be ints, got {index.dtype}.")
+        flat = " Use np.flatnonzero of a mask." if index.dtype == bool and index.ndim == 1 else ""
+        raise TypeError(f"{function}: {what} must be ints, got {index.dtype}.{flat}")
 
 
 def _needed_capacity(function: str, capacity, format: Format, shape) -> int:

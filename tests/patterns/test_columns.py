@@ -399,6 +399,11 @@ def test_what_makes_no_pattern_is_refused_with_the_rule(name):
         function()
 
 
+def test_from_rows_refuses_a_mask_and_says_how_to_list_its_rows():
+    with pytest.raises(TypeError, match="rows must be ints, got bool. Use np.flatnonzero"):
+        patterns.from_rows(DENSE[:, 0] > 0, "unstructured", (4, 6))
+
+
 # Statistics and pictures --------------------------------------------------------------------------
 
 
