@@ -25,12 +25,27 @@ class DotRun {
     sums_ = Scratch(ScratchUse::kSums, sums_bytes);
     std::memset(sums_, 0, sums_bytes);
     if (Status status = FindMasks(pool); !status.ok()) return status;
-    char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, PackedBytes(plan_, tiles_)));
-    for (int64_t chunk = 0; chunk < plan_.num_chunks(); ++chunk) {
-      Status status = PackSource(plan_, tiles_, source_, chunk, pool, packed);
-      if (!status.ok()) return status;
-      status = ParallelFor(pool, plan_.parts.size(),
-                           [&](int64_t part) { RunPart(chunk, plan_.parts[part], packed); });
+    // While the products of one chunk are summed, the next one is packed: threads meet once a
+    // chunk.
+    const int64_t chunks = plan_.num_chunks(), parts = plan_.parts.size();
+    const int64_t packed_bytes = PackedBytes(plan_, tiles_), positions = plan_.positions.size();
+    const bool alone = pool.num_threads() == 1;
+    char* panels = static_cast<char*>(Scratch(ScratchUse::kPanel, (alone ? 1 : 2) * packed_bytes));
+    const int64_t pack_pieces = std::min<int64_t>(positions, 8 * pool.num_threads());
+    for (int64_t step = 0; step <= chunks; ++step) {
+      const int64_t sum_parts = step > 0 ? parts : 0, packs = step < chunks ? pack_pieces : 0;
+      const auto panel = [&](int64_t chunk) {
+        return panels + (alone ? 0 : chunk % 2) * packed_bytes;
+      };
+      Status status = ParallelFor(pool, sum_parts + packs, [&](int64_t piece) {
+        if (piece < sum_parts) {
+          RunPart(step - 1, plan_.parts[piece], panel(step - 1));
+        } else {
+          piece -= sum_parts;
+          PackSource(plan_, tiles_, source_, step, piece * positions / packs,
+                     (piece + 1) * positions / packs, panel(step));
+        }
+      });
       if (!status.ok()) return status;
     }
     Store(weights, weight_bytes);

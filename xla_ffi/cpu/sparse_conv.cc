@@ -41,20 +41,21 @@ class LaneRun {
   Status Run(TaskPool& pool) {
     PackWeights();
     const int64_t chunks = plan_.num_chunks(), threads = pool.num_threads();
-    // A thread that has a chunk of its own finds what it packed in its own cache.
-    if (threads == 1 || chunks >= 2 * threads) {
-      return ParallelFor(pool, chunks, [&](int64_t chunk) {
-        char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, packed_bytes_));
-        PackSource(plan_, tiles_, source_, chunk, 0, plan_.positions.size(), packed);
-        for (const RegisterTile& tile : plan_.register_tiles) {
-          for (const Part& part : plan_.parts) RunPart(chunk, tile, part, packed);
-        }
-      });
-    }
+    // A thread that has a chunk of its own finds what it packed in its own cache. What is left when
+    // every thread has had as many is shared.
+    const int64_t own = threads > 1 && chunks < 2 * threads ? 0 : chunks - chunks % threads;
+    Status status = ParallelFor(pool, own, [&](int64_t chunk) {
+      char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, packed_bytes_));
+      PackSource(plan_, tiles_, source_, chunk, 0, plan_.positions.size(), packed);
+      for (const RegisterTile& tile : plan_.register_tiles) {
+        for (const Part& part : plan_.parts) RunPart(chunk, tile, part, packed);
+      }
+    });
+    if (!status.ok() || own == chunks) return status;
     char* packed = static_cast<char*>(Scratch(ScratchUse::kPanel, packed_bytes_));
     const int64_t parts = plan_.parts.size();
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      Status status = PackSource(plan_, tiles_, source_, chunk, pool, packed);
+    for (int64_t chunk = own; chunk < chunks; ++chunk) {
+      status = PackSource(plan_, tiles_, source_, chunk, pool, packed);
       if (!status.ok()) return status;
       // Few pieces: one part of one register tile may take less time than to ask for the next.
       const int64_t runs = plan_.register_tiles.size() * parts;
