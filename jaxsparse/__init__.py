@@ -5,7 +5,7 @@ makes. Patterns are made and changed in `jaxsparse.patterns`; Flax layers are in
 `jaxsparse.linen`, which need Flax and are imported when asked for.
 """
 
-from jaxsparse import patterns
+from jaxsparse import patterns, pruning
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.formats import serialization as _serialization  # noqa: F401  for jax.export
@@ -54,6 +54,7 @@ __all__ = [
     "merge",
     "norm_kept",
     "patterns",
+    "pruning",
     "sddmm",
     "split",
     "split_features",

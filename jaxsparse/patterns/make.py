@@ -127,7 +127,7 @@ def from_grid(grid_mask, format, shape, *, capacity: int | None = None, order=No
         raise TypeError(f"from_grid: the mask must be bool, got {grid_mask.dtype}.")
     order = check_order("from_grid", order, shape, format)
     listed = format.listed(_concrete(grid_mask), shape)
-    return _from_listed("from_grid", listed, format, shape, capacity, order)
+    return from_listed("from_grid", listed, format, shape, capacity, order)
 
 
 def from_mask(mask, format, *, capacity: int | None = None, order=None) -> Pattern:
@@ -143,7 +143,7 @@ def from_mask(mask, format, *, capacity: int | None = None, order=None) -> Patte
     shape, format = check_weight_shape("from_mask", mask.shape, format)
     order = check_order("from_mask", order, shape, format)
     listed = format.listed(format.reduce(_concrete(mask), "any", order), shape)
-    return _from_listed("from_mask", listed, format, shape, capacity, order)
+    return from_listed("from_mask", listed, format, shape, capacity, order)
 
 
 def from_blocks(rows, cols, format, shape, *, capacity: int | None = None) -> Pattern:
@@ -318,8 +318,8 @@ def from_scores(scores, format, shape, num_parts: int, *, order=None) -> Pattern
     num_parts = _check_capacity("from_scores", num_parts, 0, format, shape)
     listed = format.listed(scores, shape)
     none = np.zeros(listed.shape, bool)  # known, so that nothing can be lost
-    stored = _highest(listed, None, num_parts) if num_parts else none
-    return _from_listed("from_scores", stored, format, shape, num_parts, order)
+    stored = highest(listed, None, num_parts) if num_parts else none
+    return from_listed("from_scores", stored, format, shape, num_parts, order)
 
 
 def random(key, format, shape, *, sparsity: float, order=None) -> Pattern:
@@ -381,10 +381,10 @@ def exchange(pattern: Pattern, keep_scores, grow_scores, count) -> Pattern:
     num_stored = stored.sum()
     count = jnp.clip(count, 0, jnp.minimum(num_stored, stored.size - num_stored))
     count = _concrete(count)
-    kept = _highest(format.listed(keep_scores, shape), stored, num_stored - count)
-    grown = _highest(format.listed(grow_scores, shape), ~stored, count)
+    kept = highest(format.listed(keep_scores, shape), stored, num_stored - count)
+    grown = highest(format.listed(grow_scores, shape), ~stored, count)
     order = getattr(pattern, "order", None)
-    new = _from_listed("exchange", kept | grown, format, shape, pattern.capacity, order)
+    new = from_listed("exchange", kept | grown, format, shape, pattern.capacity, order)
     # A pattern that lost parts stays one that nothing takes.
     return new.lost_where(~pattern.is_valid())
 
@@ -410,7 +410,7 @@ def from_places(
     return format.pattern(places[:-1], shape, order).lost_where(is_lost)
 
 
-def _from_listed(
+def from_listed(
     function: str, stored, format: Format, shape, capacity: int | None, order
 ) -> Pattern:
     """The pattern of the parts whose entry in the list of all is true."""
@@ -470,7 +470,7 @@ def _concrete(array):
     return array if is_traced(array) else np.asarray(array)
 
 
-def _highest(scores, eligible, count):
+def highest(scores, eligible, count):
     """Where the `count` highest scores are, of those that are eligible; on ties the first ones.
 
     Args:
