@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import jaxsparse as js
 import jaxsparse.nnx as jsnnx
+from jaxsparse import pruning
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -137,16 +138,17 @@ def prune(model, zeros):
 
     The share and the patterns are arrays: the loop that they change in is compiled once.
     """
-    for layer in model.sparse_layers:
-        magnitude, pattern = jnp.abs(layer.kernel[...]), layer.pattern
-        keep = magnitude > jnp.quantile(magnitude, zeros)
-        layer.set_pattern(js.patterns.from_mask(keep, pattern.format, capacity=pattern.capacity))
+    kernels = [layer.kernel[...] for layer in model.sparse_layers]
+    patterns = [layer.pattern for layer in model.sparse_layers]
+    patterns = pruning.select(pruning.magnitude(kernels), zeros, patterns=patterns)
+    for layer, pattern in zip(model.sparse_layers, patterns):
+        layer.set_pattern(pattern)
 
 
 def shrink(model):
     """Gives patterns room for what they store and no more: the rest of the training is sparse."""
     for layer in model.sparse_layers:
-        layer.sparsity = jsnnx.Sparsity(js.fromdense(layer.kernel[...], "unstructured").pattern)
+        layer.sparsity = jsnnx.Sparsity(pruning.shrink(layer.pattern))
 
 
 def train(name: str, pairs, options, is_sparse: bool):
@@ -156,12 +158,12 @@ def train(name: str, pairs, options, is_sparse: bool):
     optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
     rng, seconds = np.random.default_rng(0), []
     begin, end = (int(share * options.steps) for share in PRUNING)
+    zeros = pruning.cubic(ZEROS, begin=begin, end=end)
     bar = tqdm(range(options.steps), desc=f"training {name:6s}", mininterval=1)
     for step in bar:
         small, large = draw_patches(rng, pairs, options.batch)
         if is_sparse and begin < step <= end and (step % 5 == 0 or step == end):
-            # Fast at first, then slower (Zhu and Gupta 2017).
-            prune(model, ZEROS * (1 - (1 - (step - begin) / (end - begin)) ** 3))
+            prune(model, zeros(step))
         if is_sparse and step == end:
             shrink(model)
         start = time.perf_counter()

@@ -69,8 +69,11 @@ def test_densities_meet_any_budget(shapes, sparsity, distribution):
     assert all(0 <= density <= 1 for density in densities.values())
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "erk", {"small": 1.0}], ids=str)
-@pytest.mark.parametrize("sparsity", [0, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("distribution", "sparsity"),
+    [("uniform", 0), ("erk", 0.5), ("erk", 0.9), ({"small": 1.0}, 0.9)],
+    ids=str,
+)
 def test_densities_of_a_traced_sparsity_are_those_of_a_known_one(distribution, sparsity):
     solve = functools.partial(pruning.densities, SHAPES, distribution=distribution)
     known, traced = solve(sparsity), jax.jit(solve)(jnp.float32(sparsity))
@@ -93,7 +96,7 @@ def test_given_densities_are_taken_and_others_share_the_rest():
         ((0.1, {"wide": 0.1}), "leave from 0 to 416 weights .* got sparsity=0.1"),
         ((0.9, {"none": 1.0}), "paths of weights .*'conv'.* got 'none'"),
         ((0.9, {"conv": 1.5}), "a density is a share, .* got 1.5 for conv"),
-        ((0.9, "best"), 'distribution is "uniform", .* got \'best\''),
+        ((0.9, "best"), "distribution is \"uniform\", .* got 'best'"),
         ((0.9, "global"), 'got "global"'),
     ],
     ids=str,
@@ -117,9 +120,7 @@ def test_uniform_selection_is_that_of_fromdense(format, params):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_one_threshold_keeps_the_parts_of_largest_norm_of_all(format, params):
-    patterns = pruning.select(
-        pruning.magnitude(params), 0.75, format=format, distribution="global"
-    )
+    patterns = pruning.select(pruning.magnitude(params), 0.75, format=format, distribution="global")
     norms = {name: np.asarray(js.block_norms(params[name], format)) for name in SHAPES}
     everything = np.sort(np.concatenate([n.ravel() for n in norms.values()]))[::-1]
     least = everything[round(0.25 * everything.size) - 1]
@@ -127,17 +128,22 @@ def test_one_threshold_keeps_the_parts_of_largest_norm_of_all(format, params):
         np.testing.assert_array_equal(patterns[name].grid_mask(), norms[name] >= least)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("distribution", ["uniform", "erk", "global", {"small": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    ("format", "distribution"),
+    [("unstructured", "erk"), ("4x4", "global"), ("grouped:4", {"small": 1.0})],
+    ids=str,
+)
 def test_selection_inside_jit_is_that_outside(format, distribution, params):
-    scores = pruning.magnitude(params)
+    scores = pruning.magnitude({name: params[name] for name in ("wide", "small")})
     choose = functools.partial(pruning.select, format=format, distribution=distribution)
     outside = choose(scores, 0.75)
-    fixed = jax.jit(lambda scores: choose(scores, 0.75))(scores)
-    moving = jax.jit(choose)(scores, jnp.float32(0.75))
+    fixed, moving = jax.jit(lambda s, sparsity: (choose(s, 0.75), choose(s, sparsity)))(
+        scores, jnp.float32(0.75)
+    )
     assert_same_patterns(fixed, outside)
     assert_same_patterns(moving, outside)
-    assert all(bool(p.is_valid()) for p in (*filter(None, fixed.values()), moving["wide"]))
+    assert moving["wide"].capacity == num_parts(moving["wide"])
+    assert all(bool(p.is_valid()) for p in (*fixed.values(), *moving.values()))
 
 
 def test_parts_are_scored_by_the_sum_where_scores_have_signs():
@@ -219,7 +225,7 @@ def test_selection_refuses_patterns_for_other_shapes(params):
 # Random patterns, N:M, masks ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["unstructured", "4x4"])
 def test_random_patterns_have_the_densities_asked_for_and_come_from_the_key(format, params):
     draw = functools.partial(pruning.random_patterns, format=format, distribution="erk")
     patterns, again = (draw(jax.random.key(0), params, 0.5) for _ in range(2))
@@ -231,7 +237,7 @@ def test_random_patterns_have_the_densities_asked_for_and_come_from_the_key(form
     assert (patterns["wide"].mask() != other["wide"].mask()).any()
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (3, 4), (4, 4)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 2), (4, 4)])
 def test_n_of_m_neighbouring_inputs_stay(n, m, params):
     patterns = pruning.select_n_m(pruning.magnitude(params), n, m)
     for name in SHAPES:
@@ -278,7 +284,11 @@ def test_masks_become_patterns_of_what_they_touch(params):
 @pytest.mark.parametrize(
     ("mask", "error", "words"),
     [
-        (np.ones((8, 16), bool), ValueError, r"small has shape \(16, 8\), got a mask of .*\(8, 16\)"),
+        (
+            np.ones((8, 16), bool),
+            ValueError,
+            r"small has shape \(16, 8\), got a mask of .*\(8, 16\)",
+        ),
         (np.ones((16, 8)), TypeError, "must be bool, got float64"),
     ],
     ids=["shape", "dtype"],
@@ -296,7 +306,7 @@ def test_masks_of_another_tree_are_refused(params):
 # What is done with patterns -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["unstructured", "4x4"])
 def test_sparse_weights_and_applied_patterns_are_the_same_numbers(format, params):
     patterns = pruning.select(pruning.magnitude(params), 0.5, format=format)
     masked = pruning.apply_patterns(params, patterns)

@@ -21,28 +21,24 @@ def train(params, patterns):
 
 
 def test_each_round_prunes_a_share_of_what_is_left_and_rewinds(params):
-    tickets = list(pruning.iterate(train, params, rounds=4, format="unstructured", rate=0.5))
+    tickets = list(pruning.iterate(train, params, rounds=2, format="unstructured", rate=0.5))
     stored = [int(t.patterns["w"].mask().sum()) for t in tickets]
-    assert stored == [80, 40, 20, 10, 5]
+    assert stored == [80, 40, 20]
     assert [t.patterns["w"].capacity for t in tickets] == stored
-    assert [t.sparsity for t in tickets] == [0, 0.5, 0.75, 0.875, 0.9375]
+    assert [t.sparsity for t in tickets] == [0, 0.5, 0.75]
     for ticket in tickets:
         mask = np.asarray(ticket.patterns["w"].mask())
         np.testing.assert_array_equal(ticket.params["w"], np.where(mask, params["w"], 0))
         np.testing.assert_array_equal(ticket.params["b"], params["b"])
         assert (np.asarray(ticket.trained["w"])[~mask] == 0).all()
-
-
-def test_what_is_pruned_is_smallest_after_training(params):
-    first, second = pruning.iterate(train, params, rounds=1, format="unstructured", rate=0.5)
-    size = np.abs(np.asarray(first.trained["w"]))
-    np.testing.assert_array_equal(second.patterns["w"].mask(), size > np.median(size))
+    size = np.abs(np.asarray(tickets[0].trained["w"]))
+    np.testing.assert_array_equal(tickets[1].patterns["w"].mask(), size > np.median(size))
 
 
 def test_later_rounds_only_remove(params):
     masks = [
         np.asarray(t.patterns["w"].mask())
-        for t in pruning.iterate(train, params, rounds=5, format="2x2", rate=0.2)
+        for t in pruning.iterate(train, params, rounds=2, format="2x2", rate=0.2)
     ]
     for before, after in itertools.pairwise(masks):
         assert not (after & ~before).any()
