@@ -19,7 +19,7 @@ DISTRIBUTIONS = ("uniform", "erk", "global")
 POOLS = ("norm", "sum")
 
 
-def densities(shapes: Mapping[str, tuple[int, ...]], sparsity, distribution="uniform") -> dict:
+def densities(shapes: Mapping[str, tuple[int, ...]], sparsity, *, distribution="uniform") -> dict:
     """The density of each layer, such that all together have the sparsity asked for.
 
     "uniform" gives each layer the same. "erk" (Erdős-Rényi-Kernel) gives a layer of shape
@@ -124,7 +124,7 @@ def select(
         made = _by_threshold(chosen, sparsity, pool)
     else:
         shapes = {layer.name: layer.shape for layer in chosen}
-        shares = densities(shapes, sparsity, distribution)
+        shares = densities(shapes, sparsity, distribution=distribution)
         made = [_by_density(layer, shares[layer.name], sparsity, pool) for layer in chosen]
     made = iter(made)
     return tree.rebuilt(scores, [None if layer is None else next(made) for layer in layers])
@@ -149,7 +149,7 @@ def random_patterns(key, params, sparsity: float, *, format, distribution="unifo
     sparsity = _as_number("random_patterns", sparsity)
     layers = _layers(params, format, None)
     shapes = {layer.name: layer.shape for layer in layers if layer is not None}
-    shares = densities(shapes, sparsity, distribution)
+    shares = densities(shapes, sparsity, distribution=distribution)
     keys = iter(jax.random.split(key, max(1, len(shapes))))
     made = []
     for layer in layers:
@@ -324,7 +324,9 @@ def check_budget(params, sparsity: float, *, patterns, distribution) -> None:
     layers = [layer for layer in _layers(params, None, patterns) if layer is not None]
     _check_distribution("select", distribution, [layer.name for layer in layers])
     if distribution != "global":
-        shares = densities({layer.name: layer.shape for layer in layers}, sparsity, distribution)
+        shares = densities(
+            {layer.name: layer.shape for layer in layers}, sparsity, distribution=distribution
+        )
         for layer in layers:
             _num_parts(layer, shares[layer.name], sparsity)
 

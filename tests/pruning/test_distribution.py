@@ -41,7 +41,7 @@ def assert_same_patterns(a, b):
 
 
 def test_erk_densities_are_proportional_to_the_sum_of_axes_over_their_product():
-    densities = pruning.densities(SHAPES, 0.9, "erk")
+    densities = pruning.densities(SHAPES, 0.9, distribution="erk")
     raw = {name: sum(shape) / math.prod(shape) for name, shape in SHAPES.items()}
     np.testing.assert_allclose(
         densities["conv"] / densities["wide"], raw["conv"] / raw["wide"], rtol=1e-6
@@ -50,7 +50,7 @@ def test_erk_densities_are_proportional_to_the_sum_of_axes_over_their_product():
 
 
 def test_erk_makes_dense_what_would_exceed_one_and_shares_the_rest():
-    densities = pruning.densities(SHAPES, 0.5, "erk")
+    densities = pruning.densities(SHAPES, 0.5, distribution="erk")
     assert densities["small"] == 1
     assert 0 < densities["wide"] < densities["conv"] <= 1
 
@@ -62,7 +62,7 @@ def test_erk_makes_dense_what_would_exceed_one_and_shares_the_rest():
 )
 def test_densities_meet_any_budget(shapes, sparsity, distribution):
     shapes = {str(i): shape for i, shape in enumerate(shapes)}
-    densities = pruning.densities(shapes, sparsity, distribution)
+    densities = pruning.densities(shapes, sparsity, distribution=distribution)
     total = sum(math.prod(shape) for shape in shapes.values())
     stored = sum(densities[name] * math.prod(shapes[name]) for name in shapes)
     assert stored == pytest.approx((1 - sparsity) * total, abs=1e-6 * total)
@@ -82,28 +82,28 @@ def test_densities_of_a_traced_sparsity_are_those_of_a_known_one(distribution, s
 
 
 def test_given_densities_are_taken_and_others_share_the_rest():
-    densities = pruning.densities(SHAPES, 0.9, {"conv": 1.0})
+    densities = pruning.densities(SHAPES, 0.9, distribution={"conv": 1.0})
     left = 0.1 * (288 + 8192 + 128) - 288
     assert densities["conv"] == 1
     assert densities["wide"] == densities["small"] == pytest.approx(left / (8192 + 128))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("sparsity", "distribution", "words"),
     [
-        ((1.5,), "sparsity is the share of zeros, from 0 to 1, got 1.5"),
-        ((0.99, {"wide": 1.0}), "leave from 0 to 416 weights .* got sparsity=0.99"),
-        ((0.1, {"wide": 0.1}), "leave from 0 to 416 weights .* got sparsity=0.1"),
-        ((0.9, {"none": 1.0}), "paths of weights .*'conv'.* got 'none'"),
-        ((0.9, {"conv": 1.5}), "a density is a share, .* got 1.5 for conv"),
-        ((0.9, "best"), "distribution is \"uniform\", .* got 'best'"),
-        ((0.9, "global"), 'got "global"'),
+        (1.5, "uniform", "sparsity is the share of zeros, from 0 to 1, got 1.5"),
+        (0.99, {"wide": 1.0}, "leave from 0 to 416 weights .* got sparsity=0.99"),
+        (0.1, {"wide": 0.1}, "leave from 0 to 416 weights .* got sparsity=0.1"),
+        (0.9, {"none": 1.0}, "paths of weights .*'conv'.* got 'none'"),
+        (0.9, {"conv": 1.5}, "a density is a share, .* got 1.5 for conv"),
+        (0.9, "best", "distribution is \"uniform\", .* got 'best'"),
+        (0.9, "global", 'got "global"'),
     ],
     ids=str,
 )
-def test_densities_refuse(arguments, words):
+def test_densities_refuse(sparsity, distribution, words):
     with pytest.raises(ValueError, match=words):
-        pruning.densities(SHAPES, *arguments)
+        pruning.densities(SHAPES, sparsity, distribution=distribution)
 
 
 # Selection ----------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def test_random_patterns_have_the_densities_asked_for_and_come_from_the_key(form
     draw = functools.partial(pruning.random_patterns, format=format, distribution="erk")
     patterns, again = (draw(jax.random.key(0), params, 0.5) for _ in range(2))
     other = draw(jax.random.key(1), params, 0.5)
-    densities = pruning.densities(SHAPES, 0.5, "erk")
+    densities = pruning.densities(SHAPES, 0.5, distribution="erk")
     assert_same_patterns(patterns, again)
     for name in SHAPES:
         assert num_stored(patterns[name]) == round(densities[name] * num_parts(patterns[name]))
