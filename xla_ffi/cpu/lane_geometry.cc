@@ -29,6 +29,9 @@ constexpr StepCosts kDotCosts = {27 << 10, 282 << 10, 0.5, 1.15, 9, 1.5, 0, 8, 3
 
 // A packed chunk of so many bytes is near: about what L2 holds.
 constexpr double kNearBytes = 1.2 * (1 << 20);
+// A chunk that threads share takes so much longer than one that each has for itself.
+constexpr double kSharedLoss = 0.4;
+
 // Candidates for the size of a packed block of channels.
 constexpr double kBlockBytes[] = {24 << 10, 32 << 10, 40 << 10, 56 << 10, 80 << 10, 128 << 10};
 // Sums of a part, which are in L2 while the blocks of channels pass.
@@ -50,14 +53,18 @@ struct Cost {
   int64_t block_channels;
 };
 
+int64_t NumChunks(const GeometrySizes& s, const Space& tile) {
+  int64_t tiles = s.images;
+  for (int a = 0; a < 3; ++a) tiles *= CeilDiv(s.space[a], tile[a]);
+  return CeilDiv(tiles, s.lanes);
+}
+
 // An estimate of the cycles of a whole call.
 Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape) {
   const StepCosts& costs = s.dots ? kDotCosts : kSumCosts;
   const double vector_bytes = s.lanes * s.sum_bytes;
   const double places = shape.rows * shape.cols;
-  int64_t tiles = s.images;
-  for (int a = 0; a < 3; ++a) tiles *= CeilDiv(s.space[a], tile[a]);
-  const double chunks = CeilDiv(tiles, s.lanes);
+  const double chunks = NumChunks(s, tile);
   double packed = 0, read = 0;  // places of a channel: of a tile, of a register tile
   for (const Space& span : s.spans) {
     packed += static_cast<double>(tile[0] + span[0]) * (tile[1] + span[1]) * (tile[2] + span[2]);
@@ -106,6 +113,33 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   return best;
 }
 
+// Calls visit(tile) for every candidate of a tile that the register tile divides.
+template <class Visit>
+void ForTiles(const GeometrySizes& sizes, const LaneShape& shape, const Visit& visit) {
+  for (const int64_t depth : Extents(sizes.space[0], 1, sizes.lanes)) {
+    for (const int64_t rows : Extents(sizes.space[1], shape.rows, sizes.lanes)) {
+      for (const int64_t cols : Extents(sizes.space[2], shape.cols, sizes.lanes)) {
+        double places = 0;
+        for (const Space& span : sizes.spans) {
+          places = std::max(places, 1.0 * (depth + span[0]) * (rows + span[1]) * (cols + span[2]));
+        }
+        const double bytes = (places * sizes.spans.size() + 1) * sizes.source_channels *
+                             sizes.lanes * sizes.sum_bytes;
+        if (bytes <= INT32_MAX) visit(Space{depth, rows, cols});
+      }
+    }
+  }
+}
+
+// How many times longer a call takes than all its chunks' cycles on so many threads: those that are
+// shared are packed by all, then computed by all, through a cache that is not a core's own.
+double ThreadsLoss(const GeometrySizes& sizes, const Space& tile) {
+  const int64_t chunks = NumChunks(sizes, tile);
+  if (sizes.num_threads == 1 || sizes.dots) return 1;
+  const int64_t shared = chunks < 2 * sizes.num_threads ? chunks : chunks % sizes.num_threads;
+  return 1 + kSharedLoss * shared / std::max<int64_t>(1, chunks);
+}
+
 }  // namespace
 
 LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,
@@ -113,32 +147,28 @@ LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,
   LaneGeometry best;
   double best_cycles = INFINITY;
   for (int64_t i = 0; i < num_shapes; ++i) {
-    const LaneShape& shape = shapes[i];
-    if (shape.values != sizes.values) continue;
-    for (const int64_t depth : Extents(sizes.space[0], 1, sizes.lanes)) {
-      for (const int64_t rows : Extents(sizes.space[1], shape.rows, sizes.lanes)) {
-        for (const int64_t cols : Extents(sizes.space[2], shape.cols, sizes.lanes)) {
-          const Space tile = {depth, rows, cols};
-          double places = 0;
-          for (const Space& span : sizes.spans) {
-            places =
-                std::max(places, 1.0 * (depth + span[0]) * (rows + span[1]) * (cols + span[2]));
-          }
-          const double bytes = (places * sizes.spans.size() + 1) * sizes.source_channels *
-                               sizes.lanes * sizes.sum_bytes;
-          if (bytes > INT32_MAX) continue;
-          const Cost cost = Estimate(sizes, tile, shape);
-          if (cost.cycles < best_cycles) {
-            best_cycles = cost.cycles;
-            best.tile = tile;
-            best.shape = &shape;
-            best.block_channels = cost.block_channels;
-          }
-        }
-      }
-    }
+    if (shapes[i].values != sizes.values) continue;
+    ForTiles(sizes, shapes[i], [&](const Space& tile) {
+      const Cost cost = Estimate(sizes, tile, shapes[i]);
+      if (cost.cycles >= best_cycles) return;
+      best_cycles = cost.cycles;
+      best.tile = tile;
+      best.shape = &shapes[i];
+      best.block_channels = cost.block_channels;
+    });
   }
   if (best.shape == nullptr) return best;
+  if (sizes.num_threads > 1) {
+    // The tile only: the order of sums is that of the register tile and of the blocks of channels,
+    // and does not depend on threads.
+    best_cycles = INFINITY;
+    ForTiles(sizes, *best.shape, [&](const Space& tile) {
+      const double cycles = Estimate(sizes, tile, *best.shape).cycles * ThreadsLoss(sizes, tile);
+      if (cycles >= best_cycles) return;
+      best_cycles = cycles;
+      best.tile = tile;
+    });
+  }
   const double column_bytes = 1.0 * best.shape->values * best.shape->rows * best.shape->cols *
                               sizes.lanes * sizes.sum_bytes;
   best.part_columns = std::max(1.0, kPartBytes / column_bytes);
