@@ -1,8 +1,9 @@
 """Sparse neural-network ops for JAX.
 
 `matmul(x, w)` and `conv(x, w)` take a `SparseWeight`, which `fromdense(w, "32x32", sparsity=0.9)`
-makes. Patterns are made and changed in `jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx` and
-`jaxsparse.linen`, which need Flax and are imported when asked for.
+makes; `sparsify` makes the layers of a Flax model sparse. Patterns are made and changed in
+`jaxsparse.patterns`; Flax layers are in `jaxsparse.nnx` and `jaxsparse.linen`, which need Flax and
+are imported when asked for.
 """
 
 from jaxsparse import patterns, pruning
@@ -14,6 +15,8 @@ from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
+from jaxsparse.models.rules import Rule
+from jaxsparse.models.substitute import densify, sparsify
 from jaxsparse.ops.conv import conv
 from jaxsparse.ops.conv_general_dilated import conv_general_dilated
 from jaxsparse.ops.conv_transpose import conv_transpose
@@ -36,6 +39,7 @@ __all__ = [
     "Call",
     "ColumnPattern",
     "Grouped",
+    "Rule",
     "SparseWeight",
     "SplitWeight",
     "Unstructured",
@@ -45,6 +49,7 @@ __all__ = [
     "conv_general_dilated",
     "conv_transpose",
     "convert",
+    "densify",
     "disabled_export_checks",
     "dot_general",
     "explain",
@@ -56,6 +61,7 @@ __all__ = [
     "patterns",
     "pruning",
     "sddmm",
+    "sparsify",
     "split",
     "split_features",
     "weight_from_torch",

@@ -24,7 +24,7 @@ PRUNING = PATTERNS | {"pruning"}
 OPS = FORMATS | {"ops"}
 MEASURES = OPS | {"patterns", "cost", "tune"}
 LAYERS = OPS | {"patterns", "layers"}
-CONVERT = LAYERS | MEASURES | {"pruning", "linen", "nnx", "convert"}
+MODELS = LAYERS | MEASURES | {"pruning", "linen", "nnx", "models"}
 
 MAY_IMPORT = {
     "config": set(),
@@ -39,15 +39,15 @@ MAY_IMPORT = {
     "layers": LAYERS,
     "linen": LAYERS | {"linen"},
     "nnx": LAYERS | {"nnx"},
-    "convert": CONVERT,
-    "io": CONVERT | {"io"},
-    "bench": CONVERT | {"io", "bench"},
-    "__init__": CONVERT | {"io"},
-    "__main__": CONVERT | {"io", "bench"},  # the command line is not imported by anything
+    "models": MODELS,
+    "io": MODELS | {"io"},
+    "bench": MODELS | {"io", "bench"},
+    "__init__": MODELS | {"io"},
+    "__main__": MODELS | {"io", "bench"},  # the command line is not imported by anything
 }
 
 # Other people's packages. Everything else is JAX, NumPy and the standard library.
-FLAX = {"layers", "linen", "nnx", "convert", "bench"}
+FLAX = {"layers", "linen", "nnx", "models", "bench"}
 OTHERS = {
     **{layer: {"flax"} for layer in FLAX},
     "io": {"flax", "orbax", "safetensors"},
@@ -209,7 +209,7 @@ def plant(folder: pathlib.Path, file: str, text: str) -> pathlib.Path:
         ("ops/a.py", "import flax.linen", "ops may not import flax"),
         ("tune/a.py", "from jaxsparse.linen import dense", "tune may not import jaxsparse.linen"),
         ("nnx/a.py", "from jaxsparse.linen import dense", "nnx may not import jaxsparse.linen"),
-        ("convert/a.py", "from jaxsparse import bench", "convert may not import jaxsparse.bench"),
+        ("models/a.py", "from jaxsparse import bench", "models may not import jaxsparse.bench"),
         ("__init__.py", "from jaxsparse import bench", "__init__ may not import jaxsparse.bench"),
         ("utils/a.py", "", "utils is no known layer"),
         ("helpers.py", "", "helpers is no known layer"),

@@ -70,6 +70,8 @@ def test_options_of_public_functions_are_keyword_only(module, name):
         "magnitude": ["grads"],  # as scores are called
         "rigl": ["sparsity"],  # as other pruners have it
         "set_": ["sparsity"],
+        "sparsify": ["variables"],
+        "densify": ["variables"],
         "split_features": ["features"],
         "dot_general": ["precision", "preferred_element_type"],  # as in lax
         "conv_general_dilated": [  # as in lax

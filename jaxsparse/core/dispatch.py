@@ -170,18 +170,20 @@ def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call
     """
     platform = _platform(platform or jax.default_backend())
     jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
-    return [_describe(eqn, platform) for eqn in _sparse_equations(jaxpr)]
+    return [_describe(eqn, name, platform) for eqn, name in _sparse_equations(jaxpr)]
 
 
-def _sparse_equations(jaxpr):
+def _sparse_equations(jaxpr, around: str = ""):
+    """Every sparse equation, with its name: inner jaxprs do not know the names around them."""
     for eqn in jaxpr.eqns:
+        name = "/".join(filter(None, (around, str(eqn.source_info.name_stack))))
         if eqn.primitive in _members:
-            yield eqn
+            yield eqn, name
         for inner in jex_core.jaxprs_in_params(eqn.params):
-            yield from _sparse_equations(inner)
+            yield from _sparse_equations(inner, name)
 
 
-def _describe(eqn, platform) -> Call:
+def _describe(eqn, name: str, platform) -> Call:
     member = _members[eqn.primitive]
     spec, n_group = eqn.params["spec"], eqn.params["n_group"]
     shapes = [var.aval.shape for var in eqn.invars]
@@ -189,7 +191,7 @@ def _describe(eqn, platform) -> Call:
     choice = choose(member, spec, n_group, shapes, dtype, (platform,), eqn.params["implementation"])
     return Call(
         member=member.name,
-        name=str(eqn.source_info.name_stack),
+        name=name,
         shapes=(*shapes[: len(member.operands)], eqn.outvars[0].aval.shape),
         dtype=dtype.name,
         density=spec.density(member.num_stored(shapes)),

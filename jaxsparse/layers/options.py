@@ -16,7 +16,7 @@ from jaxsparse.formats.pattern import Format, Pattern, matrix_view
 from jaxsparse.layers.placement import gathered
 from jaxsparse.ops.options import GRADS
 from jaxsparse.patterns import full
-from jaxsparse.patterns.dense import fromdense
+from jaxsparse.patterns.dense import largest_parts
 from jaxsparse.patterns.make import is_traced, num_kept
 
 
@@ -114,7 +114,7 @@ def initial_pattern(layer: str, options: Options, kernel, num_batch: int, shape:
     """
     batch = kernel.shape[:num_batch]
     if options.pattern is None and options.sparsity != 0:
-        make = lambda w: fromdense(w, options.format, sparsity=options.sparsity).pattern
+        make = lambda w: largest_parts(layer, w, options.format, options.sparsity)
         for _ in batch:
             make = jax.vmap(make)
         whole = gathered(kernel, range(num_batch, kernel.ndim))

@@ -15,42 +15,68 @@ class _SparseConv(SparseKernel):
     """Parameters and forward pass that both layers share."""
 
     features: int
-    kernel_size: Any
-    strides: Any
-    padding: Any
-    kernel_dilation: Any
     use_bias: bool
-    mask: Any
-    precision: Any
     kernel_init: Any
     bias_init: Any
-    dtype: Any
-    promote_dtype: Any
 
-    def _taps(self) -> tuple[int, ...]:
-        size = self.kernel_size
-        return (size,) if isinstance(size, int) else tuple(size)
-
-    def _apply(self, inputs, kernel_shape, **arguments) -> jax.Array:
+    def _apply(self, inputs, kernel_shape) -> jax.Array:
         kernel, stored = self._kernel(self.kernel_init, kernel_shape, 0, kernel_shape)
-        kernel = kernels.apply_mask(kernel, stored, self.mask, kernel_shape)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        return kernels.convolution(
+        return forward(
+            self,
             inputs,
             kernel,
             bias,
             stored,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            precision=self.precision,
+            kernel_shape,
             implementation=self.implementation,
             grad=self.grad,
-            **arguments,
         )
+
+
+def forward(
+    layer, inputs, kernel, bias, stored, kernel_shape, *, implementation, grad
+) -> jax.Array:
+    """What a convolutional layer of Flax, or ours, returns with this kernel and its pattern."""
+    kernel = kernels.apply_mask(kernel, stored, layer.mask, kernel_shape)
+    inputs, kernel, bias = layer.promote_dtype(inputs, kernel, bias, dtype=layer.dtype)
+    if isinstance(layer, nn.ConvTranspose):
+        arguments = {
+            "transposed": True,
+            "transpose_kernel": layer.transpose_kernel,
+            "preferred_element_type": layer.preferred_element_type,
+        }
+    else:
+        hook = layer.conv_general_dilated
+        if layer.conv_general_dilated_cls is not None:
+            hook = layer.conv_general_dilated_cls()
+        arguments = {
+            "transposed": False,
+            "hook": None if hook is lax.conv_general_dilated else hook,
+            "input_dilation": layer.input_dilation,
+            "feature_group_count": layer.feature_group_count,
+        }
+    return kernels.convolution(
+        inputs,
+        kernel,
+        bias,
+        stored,
+        strides=layer.strides,
+        padding=layer.padding,
+        kernel_dilation=layer.kernel_dilation,
+        precision=layer.precision,
+        implementation=implementation,
+        grad=grad,
+        **arguments,
+    )
+
+
+def taps_of(layer) -> tuple[int, ...]:
+    """The kernel's axes that are not channels."""
+    size = layer.kernel_size
+    return (size,) if isinstance(size, int) else tuple(size)
 
 
 class Conv(_SparseConv, nn.Conv):
@@ -85,17 +111,7 @@ class Conv(_SparseConv, nn.Conv):
                 f"Conv: feature_group_count must divide the {in_features} channels of the input, "
                 f"got feature_group_count={groups}."
             )
-        hook = self.conv_general_dilated
-        if self.conv_general_dilated_cls is not None:
-            hook = self.conv_general_dilated_cls()
-        return self._apply(
-            inputs,
-            (*self._taps(), in_features // groups, self.features),
-            transposed=False,
-            hook=None if hook is lax.conv_general_dilated else hook,
-            input_dilation=self.input_dilation,
-            feature_group_count=groups,
-        )
+        return self._apply(inputs, (*taps_of(self), in_features // groups, self.features))
 
 
 class ConvTranspose(_SparseConv, nn.ConvTranspose):
@@ -118,13 +134,8 @@ class ConvTranspose(_SparseConv, nn.ConvTranspose):
         if self._options() is None:
             return _FLAX_CONV_TRANSPOSE(self, inputs)
         channels = (inputs.shape[-1], self.features)
-        return self._apply(
-            inputs,
-            (*self._taps(), *(channels[::-1] if self.transpose_kernel else channels)),
-            transposed=True,
-            transpose_kernel=self.transpose_kernel,
-            preferred_element_type=self.preferred_element_type,
-        )
+        channels = channels[::-1] if self.transpose_kernel else channels
+        return self._apply(inputs, (*taps_of(self), *channels))
 
 
 # The bodies of Flax's methods, without what makes a call of a method: that is ours already.

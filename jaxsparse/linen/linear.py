@@ -37,13 +37,8 @@ class _SparseLinear(SparseKernel):
     """Parameters and forward pass that both layers share."""
 
     use_bias: bool
-    precision: Any
     kernel_init: Any
     bias_init: Any
-    dtype: Any
-    promote_dtype: Any
-    dot_general: Any
-    dot_general_cls: Any
 
     def _apply(self, inputs, features, axes, batch_axes) -> jax.Array:
         """The layer's result; axes as Flax normalizes them."""
@@ -60,20 +55,54 @@ class _SparseLinear(SparseKernel):
                 (*batch, *features),
                 self.param_dtype,
             )
-        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        hook = self.dot_general if self.dot_general_cls is None else self.dot_general_cls()
-        return kernels.linear(
+        return forward(
+            self,
             inputs,
             kernel,
             bias,
             stored,
             axes=axes,
             batch_axes=batch_axes,
-            hook=None if hook is lax.dot_general else hook,
             implementation=self.implementation,
             grad=self.grad,
-            precision=self.precision,
         )
+
+
+def forward(
+    layer, inputs, kernel, bias, stored, *, axes, batch_axes, implementation, grad
+) -> jax.Array:
+    """What a linear layer of Flax, or ours, returns with this kernel and its pattern."""
+    inputs, kernel, bias = layer.promote_dtype(inputs, kernel, bias, dtype=layer.dtype)
+    hook = layer.dot_general if layer.dot_general_cls is None else layer.dot_general_cls()
+    return kernels.linear(
+        inputs,
+        kernel,
+        bias,
+        stored,
+        axes=axes,
+        batch_axes=batch_axes,
+        hook=None if hook is lax.dot_general else hook,
+        implementation=implementation,
+        grad=grad,
+        precision=layer.precision,
+    )
+
+
+def axes_of(layer, inputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The contracted and the batch axes of a linear layer's inputs, as Flax normalizes them."""
+    if not isinstance(layer, nn.DenseGeneral):
+        return (jnp.ndim(inputs) - 1,), ()
+    batch_dims = _as_tuple(layer.batch_dims)
+    if set(batch_dims) != set(range(len(batch_dims))):
+        raise ValueError(
+            f"DenseGeneral: batch_dims {batch_dims} must be consecutive leading dimensions "
+            "starting from 0."
+        )
+    axes, batch_axes = (
+        tuple(sorted(axis + inputs.ndim if axis < 0 else axis for axis in given))
+        for given in (_as_tuple(layer.axis), batch_dims)
+    )
+    return axes, batch_axes
 
 
 class Dense(_SparseLinear, nn.Dense):
@@ -99,7 +128,7 @@ class Dense(_SparseLinear, nn.Dense):
     @nn.compact
     def __call__(self, inputs) -> jax.Array:
         """`[*batch, features]` for inputs `[*batch, in]`."""
-        return self._apply(inputs, (self.features,), (jnp.ndim(inputs) - 1,), ())
+        return self._apply(inputs, (self.features,), *axes_of(self, inputs))
 
 
 class DenseGeneral(_SparseLinear, nn.DenseGeneral):
@@ -121,14 +150,4 @@ class DenseGeneral(_SparseLinear, nn.DenseGeneral):
     @nn.compact
     def __call__(self, inputs) -> jax.Array:
         """`[*batch, *other axes of inputs, *features]`."""
-        batch_dims = _as_tuple(self.batch_dims)
-        if set(batch_dims) != set(range(len(batch_dims))):
-            raise ValueError(
-                f"DenseGeneral: batch_dims {batch_dims} must be consecutive leading dimensions "
-                "starting from 0."
-            )
-        axes, batch_axes = (
-            tuple(sorted(axis + inputs.ndim if axis < 0 else axis for axis in given))
-            for given in (_as_tuple(self.axis), batch_dims)
-        )
-        return self._apply(inputs, _as_tuple(self.features), axes, batch_axes)
+        return self._apply(inputs, _as_tuple(self.features), *axes_of(self, inputs))

@@ -45,19 +45,20 @@ class _SparseConv(SparseKernel):
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         if self.preferred_element_type is not None:
             arguments["preferred_element_type"] = self.preferred_element_type
-        return kernels.convolution(
-            inputs,
-            kernel,
-            bias,
-            stored,
-            strides=self.strides,
-            padding=self.padding,
-            kernel_dilation=self.kernel_dilation,
-            precision=self.precision,
-            implementation=self.implementation,
-            grad=self.grad,
-            **arguments,
-        )
+        with self._scope():
+            return kernels.convolution(
+                inputs,
+                kernel,
+                bias,
+                stored,
+                strides=self.strides,
+                padding=self.padding,
+                kernel_dilation=self.kernel_dilation,
+                precision=self.precision,
+                implementation=self.implementation,
+                grad=self.grad,
+                **arguments,
+            )
 
 
 @packable

@@ -41,18 +41,19 @@ class _SparseLinear(SparseKernel):
         arguments = {"precision": self.precision, "out_sharding": out_sharding}
         if self.preferred_element_type is not None:
             arguments["preferred_element_type"] = self.preferred_element_type
-        return kernels.linear(
-            inputs,
-            kernel,
-            bias,
-            self.sparsity.get_value(),
-            axes=axes,
-            batch_axes=batch_axes,
-            hook=None if hook is lax.dot_general else hook,
-            implementation=self.implementation,
-            grad=self.grad,
-            **arguments,
-        )
+        with self._scope():
+            return kernels.linear(
+                inputs,
+                kernel,
+                bias,
+                self.sparsity.get_value(),
+                axes=axes,
+                batch_axes=batch_axes,
+                hook=None if hook is lax.dot_general else hook,
+                implementation=self.implementation,
+                grad=self.grad,
+                **arguments,
+            )
 
 
 @packable

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import jax
 from flax import nnx
 
 from jaxsparse.formats.pattern import Pattern
@@ -23,10 +24,13 @@ class SparseKernel:
         sparsity: a Sparsity variable, or None for a dense layer. Its value is the pattern of a
             kernel that is stored dense, or a PackedPattern.
         grad, implementation: as in `jaxsparse.matmul`.
+        name: of the layer in what `jaxsparse.explain` and `jaxsparse.check` say: its path, once
+            `jaxsparse.sparsify` has made it.
     """
 
     kernel: nnx.Param
     sparsity: Sparsity | None
+    name: str | None = None
 
     def _make_sparse(
         self, options: layer_options.Options | None, num_batch: int, shape: tuple[int, ...]
@@ -40,6 +44,10 @@ class SparseKernel:
         pattern = layer_options.initial_pattern(name, options, kernel, num_batch, shape)
         self.kernel.set_value(kernels.mask(kernel, pattern))
         self.sparsity = Sparsity(pattern)
+
+    def _scope(self):
+        """Names what the layer does, for `explain` and for profiles."""
+        return jax.named_scope(self.name or type(self).__name__)
 
     @property
     def pattern(self) -> Pattern | None:
@@ -140,7 +148,7 @@ _packable: set[type] = set()
 
 def _convert(function: str, model, convert: Callable[[Any, Any], tuple[Any, Any]]):
     model = nnx.clone(model)
-    users = _users(model)
+    users = users_of_variables(model)
     new_kernels, new_sparsities = {}, {}
     changes = []
     for path, layer, sparsity in sparse_layers(model):
@@ -185,7 +193,7 @@ def _resharded(layer, value):
     return kernel, {"kernel_sharding": names}
 
 
-def _users(model) -> dict[int, list[tuple[Any, Any]]]:
+def users_of_variables(model) -> dict[int, list[tuple[Any, Any]]]:
     """For the id of each variable, what holds it and under which name."""
     users = {}
     for _, node in nnx.iter_graph(model):

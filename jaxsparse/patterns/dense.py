@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsparse.formats.parse import as_format
-from jaxsparse.formats.pattern import Format
+from jaxsparse.formats.pattern import Format, Pattern
 from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.patterns import make
 
@@ -71,13 +71,18 @@ def fromdense(
     elif sparsity is not None:
         if capacity is not None:
             raise ValueError("fromdense: sparsity fixes the capacity, got both. Leave one out.")
-        count = make.num_kept("fromdense", math.prod(format.grid(shape)), sparsity)
-        norms = block_norms(w, format, order=order)
-        pattern = make.from_scores(norms, format, shape, count, order=order)
+        pattern = largest_parts("fromdense", w, format, sparsity, order=order)
     else:
         stored = _is_nonzero(w, tolerance)
         pattern = make.from_mask(stored, format, capacity=capacity, order=order)
     return SparseWeight(pattern.gather(jnp.asarray(w)), pattern)
+
+
+def largest_parts(function: str, w, format: Format, sparsity, *, order=None) -> Pattern:
+    """The pattern of the parts of largest norm, this share of all parts left out."""
+    count = make.num_kept(function, math.prod(format.grid(w.shape)), sparsity)
+    norms = block_norms(w, format, order=order)
+    return make.from_scores(norms, format, w.shape, count, order=order)
 
 
 def fromsparse(matrix, format, *, capacity: int | None = None, order=None) -> SparseWeight:
@@ -118,24 +123,26 @@ def block_norms(w, format, *, order=None) -> jax.Array:
     Returns:
         `[grid_rows, grid_cols]`, as `jaxsparse.patterns.from_scores` takes it.
     """
-    w = jnp.asarray(w.todense() if isinstance(w, (SparseWeight, WeightSum)) else w)
+    w = make.as_array(w.todense() if isinstance(w, (SparseWeight, WeightSum)) else w)
     _check_numeric("block_norms", w)
     _, format = make.check_weight_shape("block_norms", w.shape, format)
     order = make.check_order("block_norms", order, w.shape, format)
-    magnitude = _magnitude(w)
+    # On the host where `w` is known: XLA would compile some ten programs for each shape.
+    xp = jnp if make.is_traced(w, order) else np
+    magnitude = _magnitude(xp.asarray(w))
     if format.extent == (1, 1):
-        return format.reduce(magnitude, "max", order)
+        return jnp.asarray(format.reduce(magnitude, "max", order))
     scale = _scale(format.reduce(magnitude, "max", order))
     of_each = format.spread(scale, w.shape, order).reshape(w.shape)
     squares = format.reduce((magnitude / of_each) ** 2, "sum", order)
-    return scale * jnp.sqrt(squares)
+    return jnp.asarray(scale * xp.sqrt(squares))
 
 
 def _magnitude(w):
     """Absolute values in float32, or in float64 where `w` is so wide."""
     if not jnp.issubdtype(w.dtype, jnp.inexact):
         w = w.astype(jnp.float32)
-    size = jnp.abs(w)
+    size = abs(w)
     return size if size.dtype == jnp.float64 else size.astype(jnp.float32)
 
 
@@ -146,7 +153,7 @@ def _scale(largest):
     and takes subnormal numbers for zero.
     """
     limit = 2.0 ** (jnp.finfo(largest.dtype).maxexp - 28)
-    return jnp.clip(largest, 1 / limit, limit)
+    return largest.clip(1 / limit, limit)
 
 
 def convert(

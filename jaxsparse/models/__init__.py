@@ -1,0 +1,1 @@
+"""Whole Flax models: layers made sparse and dense again, and what they then cost."""
