@@ -5,7 +5,7 @@
 
 namespace jaxsparse {
 
-enum class StatusCode { kOk, kInvalidArgument, kOutOfMemory };
+enum class StatusCode { kOk, kInvalidArgument, kOutOfMemory, kDeviceError };
 
 struct Status {
   StatusCode code = StatusCode::kOk;
@@ -16,6 +16,7 @@ struct Status {
     return {StatusCode::kInvalidArgument, std::move(why)};
   }
   static Status OutOfMemory(std::string why) { return {StatusCode::kOutOfMemory, std::move(why)}; }
+  static Status DeviceError(std::string why) { return {StatusCode::kDeviceError, std::move(why)}; }
 };
 
 }  // namespace jaxsparse

@@ -151,6 +151,8 @@ ffi::Error ToError(const char* handler, const Status& status) {
       return ffi::Error::InvalidArgument(message);
     case StatusCode::kOutOfMemory:
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, message);
+    case StatusCode::kDeviceError:
+      return ffi::Error::Internal(message);
   }
   return ffi::Error::Internal(message);
 }
