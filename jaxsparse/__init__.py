@@ -7,14 +7,18 @@ are imported when asked for.
 """
 
 from jaxsparse import patterns, pruning
+from jaxsparse.config import __version__  # noqa: F401
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
+from jaxsparse.core.modes import mode
 from jaxsparse.formats import serialization as _serialization  # noqa: F401  for jax.export
 from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
+from jaxsparse.models.benchmark import Benchmark, Timed, benchmark
+from jaxsparse.models.report import LayerReport, Report, report
 from jaxsparse.models.rules import Rule
 from jaxsparse.models.substitute import densify, sparsify
 from jaxsparse.ops.conv import conv
@@ -31,19 +35,22 @@ from jaxsparse.patterns.dense import (
     with_residual,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "Benchmark",
     "Block",
     "BlockPattern",
     "Call",
     "ColumnPattern",
     "Grouped",
+    "LayerReport",
+    "Report",
     "Rule",
     "SparseWeight",
     "SplitWeight",
+    "Timed",
     "Unstructured",
     "WeightSum",
+    "benchmark",
     "block_norms",
     "conv",
     "conv_general_dilated",
@@ -57,9 +64,11 @@ __all__ = [
     "fromsparse",
     "matmul",
     "merge",
+    "mode",
     "norm_kept",
     "patterns",
     "pruning",
+    "report",
     "sddmm",
     "sparsify",
     "split",

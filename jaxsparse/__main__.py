@@ -82,7 +82,8 @@ def _info(options) -> int:
 
 
 def _bench(options) -> int:
-    from jaxsparse.bench import conv, environment, matmul, measure, overhead, plot, scaling
+    from jaxsparse.bench import conv, matmul, measure, overhead, plot, scaling
+    from jaxsparse.tune import environment
 
     if options.peers and options.what not in matmul.TABLES:
         raise ValueError(f"bench: --peers goes with {_names(matmul.TABLES)}, got {options.what}.")
@@ -123,9 +124,9 @@ def _names(tables) -> str:
 
 
 def _tune(options) -> int:
-    from jaxsparse.bench import environment, measure
+    from jaxsparse.bench import measure
     from jaxsparse.core import dispatch, native
-    from jaxsparse.tune import break_even, convolutions
+    from jaxsparse.tune import break_even, convolutions, environment
 
     if not native.available("cpu"):
         raise RuntimeError(f"nothing to tune. {native.why_absent('cpu')}")

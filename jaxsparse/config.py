@@ -1,4 +1,6 @@
-"""What the environment asks of jaxsparse. The one place that reads these variables in Python.
+"""The version, and what the environment asks of jaxsparse.
+
+The one place that reads these variables in Python.
 
 JAXSPARSE_KERNELS   auto      compiled kernels where there are some, else the JAX reference
                     required  no kernels for the CPU: an ImportError that says why
@@ -11,6 +13,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
+__version__ = "0.1.0"
 KERNELS_CHOICES = ("auto", "required", "off")
 
 

@@ -1,9 +1,9 @@
 """Which of its two ways a member runs: the compiled handler, or the reference in plain JAX.
 
 The decision is made when a call is lowered, from what is static then: platform, dtype, shapes and
-density. With `implementation=None` it follows measured break-even points and never fails; "ffi",
-"xla" and "dense" are strict. The last two are XLA's dense op; for "dense", compiled copies unpack
-the weight where there are any.
+density. With `implementation=None` it follows the mode or the plan that is set (`modes`), else
+measured break-even points, and never fails; "ffi", "xla" and "dense" are strict. The last two are
+XLA's dense op; for "dense", compiled copies unpack the weight where there are any.
 """
 
 import dataclasses
@@ -13,11 +13,13 @@ import math
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend import core as jex_core
 
-from jaxsparse.core import kernel, native
+from jaxsparse.core import kernel, modes, native
 from jaxsparse.core.kinds import Role
 
 IMPLEMENTATIONS = (None, "ffi", "xla", "dense")
@@ -72,9 +74,23 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         return Choice("xla", absent)
     if all(kind.role is not Role.BATCHED for kind in member.family.kinds):
         return Choice("ffi", "a copy")
+    setting = modes.current()
+    if setting.mode is not None:
+        path = "ffi" if setting.mode == "sparse" else "dense"
+        return Choice(path, f'mode("{setting.mode}")')
+    if setting.plan is not None:
+        key = call_key(member, spec, n_group, shapes, dtype)
+        if (planned := setting.plan.path_of(key)) is not None:
+            return Choice(*planned)
     batch = _batch(member, spec, n_group, shapes)
     dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype)
+
+
+def call_key(member, spec, n_group, shapes, dtype) -> str:
+    """What a plan knows a call by: all that is static about it, the same in every process."""
+    sizes = " ".join("x".join(map(str, shape)) or "()" for shape in shapes)
+    return f"{member.name} {dtype.name} {sizes} groups={n_group} {spec!r}"
 
 
 def _by_density(member, spec, stored, batch, dtype) -> Choice:
@@ -97,10 +113,6 @@ def _by_density(member, spec, stored, batch, dtype) -> Choice:
 def device() -> str:
     """The name under which this machine's break-even points are kept."""
     return f"cpu-{native.isa()}"
-
-
-def _platform(backend: str) -> str:
-    return "cuda" if backend == "gpu" else backend
 
 
 def _why_no_handler(member, dtype, platforms) -> str | None:
@@ -145,6 +157,7 @@ class Call:
         shapes: of the operands and the result.
         dtype: of the operands.
         density: of the stored weight.
+        macs: multiply-adds with every weight; the stored ones make `density` of them.
         path: "ffi", "xla" or "dense".
         reason: why that path.
     """
@@ -154,8 +167,24 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
     density: float
+    macs: int
     path: str
     reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """An equation of a jaxpr or of one inside it.
+
+    Attributes:
+        eqn: the equation.
+        name: its whole name stack: inner jaxprs do not know the names around them.
+        times: how often loops of known length run it.
+    """
+
+    eqn: Any
+    name: str
+    times: int
 
 
 def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call]:
@@ -168,33 +197,50 @@ def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call
         *args, **kwargs: arrays or `jax.ShapeDtypeStruct`s.
         platform: "cpu", "cuda" or "tpu"; the default backend's if None.
     """
-    platform = _platform(platform or jax.default_backend())
+    platform = platform_name(platform)
     jaxpr = jax.make_jaxpr(function)(*args, **kwargs).jaxpr
-    return [_describe(eqn, name, platform) for eqn, name in _sparse_equations(jaxpr)]
+    calls = (call_of(equation, platform) for equation in equations(jaxpr))
+    return [call for call in calls if call is not None]
 
 
-def _sparse_equations(jaxpr, around: str = ""):
-    """Every sparse equation, with its name: inner jaxprs do not know the names around them."""
+def platform_name(given: str | None = None) -> str:
+    """What kernels call the platform of this name, or that of the default backend."""
+    backend = given or jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def equations(jaxpr, around: str = "", times: int = 1) -> Iterator[Equation]:
+    """Every equation of a jaxpr, and of those inside it."""
     for eqn in jaxpr.eqns:
         name = "/".join(filter(None, (around, str(eqn.source_info.name_stack))))
-        if eqn.primitive in _members:
-            yield eqn, name
+        yield Equation(eqn, name, times)
+        inside = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         for inner in jex_core.jaxprs_in_params(eqn.params):
-            yield from _sparse_equations(inner, name)
+            yield from equations(inner, name, inside)
 
 
-def _describe(eqn, name: str, platform) -> Call:
-    member = _members[eqn.primitive]
+def member_of(eqn):
+    """The member that an equation calls; None if it is no sparse call."""
+    return _members.get(eqn.primitive)
+
+
+def call_of(equation: Equation, platform: str) -> Call | None:
+    """What there is to say of a sparse call; None of another equation."""
+    eqn, member = equation.eqn, member_of(equation.eqn)
+    if member is None:
+        return None
     spec, n_group = eqn.params["spec"], eqn.params["n_group"]
     shapes = [var.aval.shape for var in eqn.invars]
-    dtype = eqn.invars[0].aval.dtype
+    dtype, result = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.shape
     choice = choose(member, spec, n_group, shapes, dtype, (platform,), eqn.params["implementation"])
+    macs = math.prod(result[:n_group]) * spec.macs(_batch(member, spec, n_group, shapes))
     return Call(
         member=member.name,
-        name=name,
-        shapes=(*shapes[: len(member.operands)], eqn.outvars[0].aval.shape),
+        name=equation.name,
+        shapes=(*shapes[: len(member.operands)], result),
         dtype=dtype.name,
         density=spec.density(member.num_stored(shapes)),
+        macs=macs,
         path=choice.path,
         reason=choice.reason,
     )

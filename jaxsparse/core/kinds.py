@@ -45,6 +45,10 @@ class Spec(Protocol):
         """The share of the weight that `stored` parts hold."""
         ...
 
+    def macs(self, batch: int) -> int:
+        """Multiply-adds with every weight, for a batch of this size."""
+        ...
+
     def unmeasured_break_even(self) -> float:
         """The density up to which to expect that a kernel pays, where nothing was measured."""
         ...

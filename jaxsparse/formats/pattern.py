@@ -127,6 +127,9 @@ class WeightSpec(abc.ABC):
     def attributes(self) -> dict[str, Any]:
         """The FFI attributes of the copies."""
 
+    def macs(self, batch: int) -> int:
+        return 0  # copies multiply nothing
+
     @abc.abstractmethod
     def unmeasured_break_even(self) -> float:
         """The density up to which to expect that a kernel pays, where nothing was measured."""

@@ -21,6 +21,7 @@ from jaxsparse.layers import options as layer_options
 from jaxsparse.linen import conv, linear
 from jaxsparse.linen.kernel import SparseKernel
 from jaxsparse.linen.variables import COLLECTION
+from jaxsparse.models.program import Layer, Program, scope
 from jaxsparse.models.rules import Rules, masked, options_of, pattern_for
 from jaxsparse.models.summary import Replaced, Summary
 
@@ -247,6 +248,56 @@ def _flax_type(module) -> type:
     cls = _DENSE_CLASSES.get(type(module), type(module))
     is_dense = isinstance(module, SparseKernel) and module.format is None
     return _OURS.get(cls, cls) if is_dense else cls
+
+
+# The model as a function --------------------------------------------------------------------------
+
+
+def program(model, variables, sample: tuple, call) -> Program:
+    """A call of a model, whose layers are named."""
+    seen, patterns = _modules(model, variables, sample, call), variables.get(COLLECTION, {})
+    weights = dict(_weights(variables["params"]))
+    call = {"mutable": nn.DenyList(("params", COLLECTION)), **call}
+
+    def name(next_function, args, kwargs, context):
+        module = context.module
+        path = None if module.scope is None else tuple(module.path)
+        if context.method_name != "__call__" or path not in weights:
+            return next_function(*args, **kwargs)
+        with jax.named_scope(scope("/".join(path))):
+            return next_function(*args, **kwargs)
+
+    def function(variables, *sample):
+        with nn.intercept_methods(name):
+            return model.apply(variables, *sample, **call)
+
+    layers = [
+        _described(path, seen.get(path), variables["params"], patterns)
+        for path in weights
+        if path not in seen or seen[path].most_axes > 1
+    ]
+    return Program(function, (variables, *sample), tuple(layers), True)
+
+
+def _described(path, module: _Seen | None, params, patterns) -> Layer:
+    stored = _at(patterns, path).get("pattern") if _has(patterns, path) else None
+    own = {
+        name: meta.unbox(leaf)
+        for name, leaf in _at(params, path).items()
+        if not isinstance(leaf, Mapping)
+    }
+    weight = own.get("kernel", max(own.values(), key=np.ndim))
+    kind = "?" if module is None else module.type.__name__
+    nbytes, name = weight.size * weight.dtype.itemsize, "/".join(path)
+    if stored is None:
+        why = _why_not(module) or "it has no pattern"
+        return Layer(name, kind, tuple(weight.shape), None, 1.0, nbytes, why)
+    pattern = kernels.pattern_of(stored)
+    shape = tuple(weight.shape)
+    if isinstance(stored, kernels.PackedPattern):
+        shape = (*pattern.group, *stored.kernel_shape)
+    nbytes += pattern.nbytes
+    return Layer(name, kind, shape, str(pattern.format), pattern.density, nbytes)
 
 
 # What the model consists of -----------------------------------------------------------------------

@@ -4,12 +4,14 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 
 import jaxsparse.nnx as sparse
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.layers import options as layer_options
+from jaxsparse.models.program import Layer, Program, scope
 from jaxsparse.models.rules import Rules, masked, options_of, pattern_for
 from jaxsparse.models.summary import Replaced, Summary
 from jaxsparse.nnx.sparsity import SparseKernel, Sparsity, users_of_variables
@@ -215,3 +217,53 @@ def _walk(root, visit: Callable[[str, Any], Any]):
         return new
 
     return of((), root)
+
+
+# The model as a function --------------------------------------------------------------------------
+
+
+def program(model, sample: tuple, call) -> Program:
+    """A call of a model, whose layers are named."""
+    found = tuple(_described(path, layer) for path, layer in layers(model))
+    named = nnx.clone(model, variables=False)
+
+    def name(path, module):
+        if any(module is layer for layer in holders):
+            object.__setattr__(module, "__class__", _named(type(module)))
+            object.__setattr__(module, "path_in_program", path)
+        return module
+
+    holders = [layer for _, layer in layers(named)]
+    graph, state = nnx.split(_walk(named, name))
+
+    def function(state, *sample):
+        merged: Any = nnx.merge(graph, state)
+        return merged(*sample, **call)
+
+    return Program(function, (state, *sample), found, True)
+
+
+@functools.cache
+def _named(layer_type: type) -> type:
+    """A subclass whose calls are in the scope of the layer's path."""
+
+    def call(self, *args, **kwargs):
+        with jax.named_scope(scope(self.path_in_program)):
+            return layer_type.__call__(self, *args, **kwargs)
+
+    return type(layer_type.__name__, (layer_type,), {"__call__": call})
+
+
+def _described(path: str, layer) -> Layer:
+    pattern = layer.pattern if isinstance(layer, SparseKernel) else None
+    weights = [v.get_value() for v in vars(layer).values() if isinstance(v, nnx.Param)]
+    weight = max(weights, key=np.ndim)
+    if isinstance(layer, SparseKernel):
+        weight = layer.kernel.get_value()
+    kind = type(layer).__name__
+    nbytes = weight.size * weight.dtype.itemsize
+    if pattern is None:
+        why = _why_not(type(layer)) or "it has no pattern"
+        return Layer(path, kind, _kernel_shape(layer), None, 1.0, nbytes, why)
+    nbytes += pattern.nbytes
+    return Layer(path, kind, _kernel_shape(layer), str(pattern.format), pattern.density, nbytes)

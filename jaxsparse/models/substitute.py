@@ -107,6 +107,12 @@ def _is_nnx(function: str, model, variables) -> bool:
             f"{function}: a model is a flax.nnx.Module or a flax.linen.Module, got "
             f"{type(model).__name__}."
         )
+    check_linen(function, model, variables)
+    return False
+
+
+def check_linen(function: str, model, variables) -> None:
+    """Raises unless this is an unbound Linen model with its variables."""
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError(
             f'{function}: a linen model comes with its variables, {{"params": ...}}, got '
@@ -118,4 +124,3 @@ def _is_nnx(function: str, model, variables) -> bool:
             f"{function}: a linen model must be unbound, got one with variables inside. Use "
             "model.unbind()."
         )
-    return False

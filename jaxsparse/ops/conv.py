@@ -53,6 +53,10 @@ class ConvSpec:
     def density(self, stored: int) -> float:
         return self.weight.density(stored)
 
+    def macs(self, batch: int) -> int:
+        # Also of the transpose: each entry of y meets each weight of its channel, padding included.
+        return batch * math.prod(self.window.y_space) * math.prod(self.weight.weight_shape)
+
     def unmeasured_break_even(self) -> float:
         # At 0.2, single weights were 1.4 to 6 times as fast as XLA in every role of layers from
         # 7 x 7 x 2048 to 56 x 56 x 32, strided and 1 x 1 among them (one core, AVX-512).

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -34,6 +35,9 @@ class MatmulSpec:
 
     def density(self, stored: int) -> float:
         return self.weight.density(stored)
+
+    def macs(self, batch: int) -> int:
+        return batch * math.prod(self.weight.weight_shape)
 
     def unmeasured_break_even(self) -> float:
         return self.weight.unmeasured_break_even()

@@ -8,7 +8,7 @@ import platform
 import jax
 from jaxlib.version import __version__ as jaxlib_version
 
-import jaxsparse
+from jaxsparse import config
 from jaxsparse.core import native
 
 
@@ -23,7 +23,7 @@ def describe() -> dict:
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib_version,
-        "jaxsparse": jaxsparse.__version__,
+        "jaxsparse": config.__version__,
         "malloc": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "GLIBC_TUN"))}
         or "default",
     }
