@@ -10,9 +10,10 @@ import pytest
 from machine import run_python
 
 import jaxsparse as js
-from jaxsparse import patterns, problems, pruning
+from jaxsparse import io, patterns, problems, pruning
 
-PUBLIC = [(module, name) for module in (js, patterns, pruning) for name in module.__all__]
+MODULES = (js, io, patterns, pruning)
+PUBLIC = [(module, name) for module in MODULES for name in module.__all__]
 every_name = pytest.mark.parametrize(
     ("module", "name"), PUBLIC, ids=[f"{module.__name__}.{name}" for module, name in PUBLIC]
 )
@@ -27,12 +28,12 @@ def test_every_listed_name_exists(module, name):
     assert hasattr(module, name)
 
 
-@pytest.mark.parametrize("module", [js, patterns, pruning], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_lists_of_names_are_sorted_and_have_no_repeats(module):
     assert sorted(set(module.__all__)) == list(module.__all__)
 
 
-@pytest.mark.parametrize("module", [js, patterns, pruning], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 def test_every_public_function_and_class_is_listed(module):
     found = {
         name
@@ -67,6 +68,9 @@ def test_options_of_public_functions_are_keyword_only(module, name):
     positional = [p.name for p in options if p.kind is p.POSITIONAL_OR_KEYWORD]
     allowed = {
         "convert": ["policy"],
+        "from_arrays": ["like"],
+        "from_safetensors": ["like"],
+        "load": ["like"],
         "magnitude": ["grads"],  # as scores are called
         "rigl": ["sparsity"],  # as other pruners have it
         "set_": ["sparsity"],
