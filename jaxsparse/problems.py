@@ -278,6 +278,9 @@ SMALL_CONVS = (
     _plain("no_batch", batch=()),
     _plain("two_batch_axes", batch=(2, 3)),
     _plain("empty_batch", batch=(0,)),
+    _plain("no_inputs", features=(0, 5)),
+    _plain("no_outputs", features=(4, 0)),
+    _plain("kernel_over_input", space=(2, 6), padding="VALID"),
     *(
         _conv(f"batch_{n}", (3, 2), (2, 2), (3, 4), batch=(n,), strides=(1, 2))
         for n in (1, 63, 64, 65)

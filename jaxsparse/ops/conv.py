@@ -145,8 +145,9 @@ def dense_conv_transpose(window: Window, y, w, precision=None) -> jax.Array:
 
 
 def _reference(spec: ConvSpec, x, matrix):
-    columns = matrix.shape[1]
-    w = matrix.reshape(*spec.window.kernel, -1, columns)
+    rows, columns = matrix.shape
+    taps = math.prod(spec.window.kernel)
+    w = matrix.reshape(*spec.window.kernel, rows // taps, columns)
     return dense_conv(spec.window, x, w, spec.precision)
 
 
