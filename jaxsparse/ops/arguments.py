@@ -74,6 +74,12 @@ def read_weights(function: str, w, pattern, implementation, grad) -> tuple[Weigh
 
 
 def _read_sparse(function: str, w) -> Weight:
+    check_pattern(function, w.pattern)
+    if not hasattr(w.values, "shape"):
+        raise TypeError(
+            f"{function}: the values of a {type(w).__name__} must be an array, got "
+            f"{type(w.values).__name__}. Use with_values."
+        )
     check_values(function, w.values, w.pattern)
     if isinstance(w, SplitWeight):
         return Weight(w.values, w.pattern, w.shape, w.features)

@@ -345,6 +345,11 @@ def convolve(
         precision, preferred_element_type, implementation, grad: as in `conv`.
     """
     result, wide = arguments.result_dtypes(x.dtype, preferred_element_type)
+    if jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.issubdtype(result, jnp.inexact):
+        raise TypeError(
+            f"{function}: preferred_element_type must hold fractions where x does, as in lax, got "
+            f"{result} for {x.dtype}. Cast the result."
+        )
     if is_transposed and jnp.issubdtype(x.dtype, jnp.integer):  # lax can not transpose these
         x, seen, is_transposed = _dilated(x, seen.strides), seen.transposed(), False
 

@@ -49,7 +49,7 @@ def conv_transpose(
         kernel_dilation: an int, or one per space axis.
         transpose_kernel: whether taps run backwards and channels are exchanged.
         output_padding: None, an int, or one per space axis: results added at the end, as in
-            PyTorch; below the stride or the dilation of the axis.
+            PyTorch; below the stride or the dilation of the axis. Not with "CIRCULAR".
         feature_group_count, precision, preferred_element_type, implementation, grad: as in
             `jaxsparse.conv`.
 
@@ -75,6 +75,11 @@ def conv_transpose(
     space = x.shape[x.ndim - rank - 1 : -1]
     if padding == "CIRCULAR":
         window.check_repeats(name, padding, space)
+        if output_padding is not None and any(output_padding):
+            raise ValueError(
+                f"{name}: CIRCULAR padding fixes the size of the result, got output_padding="
+                f"{output_padding}. Leave one out."
+            )
     pairs = window.transposed_padding(name, padding, kernel, strides, dilation, output_padding)
     seen = window.transposed_window(
         name, space, kernel, strides, pairs, dilation, groups, mirrored=not transpose_kernel

@@ -54,6 +54,16 @@ BAD = {
         ValueError,
         ["values must have shape"],
     ),
+    "matmul_values_none": (
+        call(js.matmul, X, sparse_like(None, P)),
+        TypeError,
+        ["values", "must be an array", "NoneType"],
+    ),
+    "matmul_values_pattern_none": (
+        call(js.matmul, X, sparse_like(W.values, None)),
+        TypeError,
+        ["pattern", "NoneType"],
+    ),
     "matmul_two_patterns": (call(js.matmul, X, W, pattern=P), ValueError, ["pattern", "Drop it"]),
     "matmul_pattern_shape": (
         call(js.matmul, X, DENSE, pattern=patterns.full("16x16", (70, 91))),

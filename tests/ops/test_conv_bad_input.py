@@ -126,6 +126,11 @@ BOTH = {
     ),
     "precision": (given(X, W, precision="exact"), ValueError, ["exact"]),
     "preferred": (given(X, W, preferred_element_type="float33"), TypeError, ["float33"]),
+    "preferred_integer": (
+        given(X, W, preferred_element_type="int32"),
+        TypeError,
+        ["preferred_element_type", "int32 for float32"],
+    ),
     "implementation": (given(X, W, implementation="fast"), ValueError, ["'fast'", '"ffi"']),
     "grad": (given(X, W, grad="masked"), ValueError, ["'masked'", '"exact"']),
     "grad_dense": (given(X, W, grad="dense"), ValueError, ["not stored", "pattern=w.pattern"]),
@@ -191,6 +196,11 @@ TRANSPOSED = {
         given(X, W, strides=2, output_padding=-1),
         ValueError,
         ["output_padding", "at least 0"],
+    ),
+    "output_padding_circular": (
+        given(X, W, strides=2, output_padding=1, padding="CIRCULAR"),
+        ValueError,
+        ["CIRCULAR", "output_padding=(1, 1)"],
     ),
     "output_padding_float": (
         given(X, W, strides=2, output_padding=0.5),
