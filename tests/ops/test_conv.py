@@ -125,6 +125,21 @@ def test_kernels_compute_what_has_far_more_results_than_weights(problem):
     oracle.equal_exactly(dvalues, layer.dvalues(), "dvalues")
 
 
+def test_kernels_take_more_channels_than_one_offset_reaches():
+    """Offsets of packed channels have 32 bits, so that these are in two blocks."""
+    need("cpu_kernels")
+    features, rows = 17_000_000, np.r_[0, 7, 16_999_990, 16_999_999]
+    coordinates = np.stack([rows, [0, 1, 0, 1]], 1)
+    pattern = js.patterns.from_coordinates(coordinates, "unstructured", (features, 2))
+    values = jax.numpy.float32([1, 2, 3, 4])  # by output, as the pattern lists them
+    x = jax.numpy.zeros((1, features)).at[0, rows].set(jax.numpy.float32([5, 6, 7, 8]))
+
+    y = js.matmul(x, js.SparseWeight(values, pattern), implementation="ffi")
+    oracle.equal_exactly(y, [[5 * 1 + 7 * 2, 6 * 3 + 8 * 4]])
+    dvalues = js.sddmm(x, jax.numpy.float32([[1, -1]]), pattern, implementation="ffi")
+    oracle.equal_exactly(dvalues, [5, 7, -6, -8])
+
+
 # Rounding: every element within the forward error of a dot product --------------------------------
 
 

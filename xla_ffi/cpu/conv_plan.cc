@@ -447,15 +447,18 @@ class PlanBuilder {
       column_base[column] = first * blocks + column - first;
       column_step[column] = std::min(part_columns, num_columns_ - first);
     }
-    std::vector<int32_t> block_of(plan.source_channels);
+    const int64_t block_channels = plan.geometry.block_channels;
+    const int64_t channel_bytes = plan.channel_stride * vector_bytes;
+    plan.block_bytes = block_channels * channel_bytes;
+    std::vector<int32_t> block_of(plan.source_channels), bytes_in_block(plan.source_channels);
     for (int64_t c = 0; c < plan.source_channels; ++c) {
-      block_of[c] = c / plan.geometry.block_channels;
+      block_of[c] = c / block_channels;
+      bytes_in_block[c] = c % block_channels * channel_bytes;
     }
     const auto segment_of = [&](int64_t column, int64_t phase, int64_t source) {
       return phase * num_columns_ * blocks + column_base[column] +
              block_of[source] * column_step[column];
     };
-    const int64_t channel_bytes = plan.channel_stride * vector_bytes;
 
     const bool stored_order =
         p_.format == WeightFormat::kColumns && columns_are_results_ && values_ == p_.width &&
@@ -492,7 +495,7 @@ class PlanBuilder {
     ForEachEntry([&](int64_t column, int64_t t, int64_t source, int64_t value) {
       if (tap_phase[t] < 0) return;
       const int32_t at = next[segment_of(column, tap_phase[t], source)]++;
-      plan.offsets[at] = source * channel_bytes + tap_bytes[t];
+      plan.offsets[at] = bytes_in_block[source] + tap_bytes[t];
       if (!stored_order) plan.value_indices[at] = value;
     });
 

@@ -15,9 +15,10 @@
 //   register tile    the part of a tile whose sums are in registers while a list of weights passes.
 //   row              of sums: one result channel, in one phase.
 //   column           of `values` rows, which share their entries.
-//   entry            one place of the source, relative to the register tile, that is multiplied by
-//                    the column's `values` stored weights. Of a weight gradient, the place whose
-//                    products with the column's result are summed to one stored weight.
+//   entry            one place of the source, relative to the register tile and the block of
+//                    channels, that is multiplied by the column's `values` stored weights. Of a
+//                    weight gradient, the place whose products with the column's result are summed
+//                    to one stored weight.
 //   segment          the entries of a column within one block of source channels.
 //   part             a range of columns of one phase: what one thread does at a time.
 //
@@ -74,10 +75,11 @@ struct ConvPlan {
   std::vector<PackedPosition> positions;  // those that some tap reads
   int64_t channel_stride;                 // vectors, of the packed source
   int64_t row_bytes;                      // between rows of a register tile, in the packed source
+  int64_t block_bytes;                    // between blocks of channels, in the packed source
   std::vector<RegisterTile> register_tiles;
 
   // Where `value_indices` is empty, entry k has the stored weights from k * values on.
-  // [entries + kOffsetsAhead] bytes from the register tile's source
+  // [entries + kOffsetsAhead] bytes from the register tile's source, in the block of channels
   std::vector<int32_t> offsets;
   std::vector<int32_t> value_indices;  // [entries] index of an entry's first stored weight
   int64_t value_stride = 1;            // between the stored weights of one entry

@@ -69,8 +69,7 @@ class DotRun {
   }
 
   void RunPart(int64_t chunk, const Part& part, const char* packed) const {
-    const int64_t first = part.segments.front(), last = part.segments.back();
-    if (first == last) return;
+    if (part.segments.front() == part.segments.back()) return;
     const int64_t places = plan_.register_places();
     const int64_t result_bytes = plan_.max_part_rows * places * vector_bytes_;
     char* result =
@@ -80,17 +79,20 @@ class DotRun {
     dot.result = result;
     dot.exists = result + result_bytes;
     dot.offsets = plan_.offsets.data();
-    dot.segments = plan_.segments.data() + first;
-    dot.num_segments = last - first;
     dot.weights = sums_;
     for (const RegisterTile& tile : plan_.register_tiles) {
-      dot.source = packed + tile.source_bytes;
       PackResult(plan_, tiles_, result_, chunk, tile, part, result,
                  needs_masks_ ? result + result_bytes : nullptr);
-      if (needs_masks_) {
-        tiles_.masked_dot(dot, *plan_.geometry.shape);
-      } else {
-        plan_.geometry.shape->dot(dot);
+      for (size_t block = 0; block + 1 < part.segments.size(); ++block) {
+        dot.segments = plan_.segments.data() + part.segments[block];
+        dot.num_segments = part.segments[block + 1] - part.segments[block];
+        if (dot.num_segments == 0) continue;
+        dot.source = packed + tile.source_bytes + block * plan_.block_bytes;
+        if (needs_masks_) {
+          tiles_.masked_dot(dot, *plan_.geometry.shape);
+        } else {
+          plan_.geometry.shape->dot(dot);
+        }
       }
     }
   }

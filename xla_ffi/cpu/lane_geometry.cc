@@ -59,6 +59,16 @@ int64_t NumChunks(const GeometrySizes& s, const Space& tile) {
   return CeilDiv(tiles, s.lanes);
 }
 
+// Bytes of one packed channel of a chunk, of a source with these tiles.
+double ChannelBytes(const GeometrySizes& s, const Space& tile) {
+  double places = 0;
+  for (const Space& span : s.spans) {
+    places =
+        std::max(places, 1.0 * (tile[0] + span[0]) * (tile[1] + span[1]) * (tile[2] + span[2]));
+  }
+  return (places * s.spans.size() + 1) * s.lanes * s.sum_bytes;
+}
+
 // An estimate of the cycles of a whole call.
 Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape) {
   const StepCosts& costs = s.dots ? kDotCosts : kSumCosts;
@@ -85,9 +95,12 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   const bool near = packed * s.source_channels * vector_bytes <= kNearBytes;
   const double per_column = static_cast<double>(s.entries) / std::max<int64_t>(1, s.columns);
 
+  // Offsets in a block have 32 bits.
+  const double most_channels =
+      std::min<double>(s.source_channels, std::floor(INT32_MAX / ChannelBytes(s, tile)));
   Cost best = {INFINITY, 1};
   const auto consider = [&](double block) {
-    block = std::max(1.0, std::min<double>(std::floor(block), s.source_channels));
+    block = std::max(1.0, std::min(std::floor(block), most_channels));
     const double blocks = std::ceil(s.source_channels / block);
     const double segments = std::min(per_column, std::ceil(s.group_channels / block));
     const double slow = std::clamp(
@@ -98,11 +111,11 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
     const double cycles =
         per_column * (entry + slow * costs.slow_read * places) + segments * (costs.segment + moves);
     // Segments are listed, also the empty ones: one for each block of each column.
-    if (blocks > 1 && s.columns * blocks > 8.0 * s.entries + 1e6) return;
+    if (block < most_channels && s.columns * blocks > 8.0 * s.entries + 1e6) return;
     if (cycles < best.cycles) best = {cycles, static_cast<int64_t>(block)};
   };
   for (const double bytes : kBlockBytes) consider(bytes / channel_bytes);
-  consider(static_cast<double>(s.source_channels));
+  consider(most_channels);
   const double lines = near ? read * s.source_channels * costs.near_line : 0;
   const double kernel = register_tiles * (best.cycles * s.columns + lines);
   const double pack = packed * (std::max<int64_t>(s.source_channels, s.lanes) *
@@ -113,22 +126,34 @@ Cost Estimate(const GeometrySizes& s, const Space& tile, const LaneShape& shape)
   return best;
 }
 
-// Calls visit(tile) for every candidate of a tile that the register tile divides.
+// Calls visit(tile) for every candidate of a tile that the register tile divides, and of which a
+// packed chunk has at most so many bytes.
 template <class Visit>
-void ForTiles(const GeometrySizes& sizes, const LaneShape& shape, const Visit& visit) {
+void ForTiles(const GeometrySizes& sizes, const LaneShape& shape, double most_bytes,
+              const Visit& visit) {
   for (const int64_t depth : Extents(sizes.space[0], 1, sizes.lanes)) {
     for (const int64_t rows : Extents(sizes.space[1], shape.rows, sizes.lanes)) {
       for (const int64_t cols : Extents(sizes.space[2], shape.cols, sizes.lanes)) {
-        double places = 0;
-        for (const Space& span : sizes.spans) {
-          places = std::max(places, 1.0 * (depth + span[0]) * (rows + span[1]) * (cols + span[2]));
-        }
-        const double bytes = (places * sizes.spans.size() + 1) * sizes.source_channels *
-                             sizes.lanes * sizes.sum_bytes;
-        if (bytes <= INT32_MAX) visit(Space{depth, rows, cols});
+        const Space tile = {depth, rows, cols};
+        const double channel = ChannelBytes(sizes, tile);
+        if (channel <= INT32_MAX && channel * sizes.source_channels <= most_bytes) visit(tile);
       }
     }
   }
+}
+
+// How large a packed chunk may be: two gigabytes, or more where there is no smaller one.
+double MostBytes(const GeometrySizes& sizes, const LaneShape* shapes, int64_t num_shapes) {
+  const double whole = ChannelBytes(sizes, sizes.space) * sizes.source_channels;
+  if (whole <= INT32_MAX) return INT32_MAX;  // of the largest tile, in most calls
+  double least = INFINITY;
+  for (int64_t i = 0; i < num_shapes; ++i) {
+    if (shapes[i].values != sizes.values) continue;
+    ForTiles(sizes, shapes[i], INFINITY, [&](const Space& tile) {
+      least = std::min(least, ChannelBytes(sizes, tile) * sizes.source_channels);
+    });
+  }
+  return std::max<double>(INT32_MAX, least);
 }
 
 // How many times longer a call takes than all its chunks' cycles on so many threads: those that are
@@ -145,10 +170,11 @@ double ThreadsLoss(const GeometrySizes& sizes, const Space& tile) {
 LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,
                             int64_t num_shapes) {
   LaneGeometry best;
+  const double most_bytes = MostBytes(sizes, shapes, num_shapes);
   double best_cycles = INFINITY;
   for (int64_t i = 0; i < num_shapes; ++i) {
     if (shapes[i].values != sizes.values) continue;
-    ForTiles(sizes, shapes[i], [&](const Space& tile) {
+    ForTiles(sizes, shapes[i], most_bytes, [&](const Space& tile) {
       const Cost cost = Estimate(sizes, tile, shapes[i]);
       if (cost.cycles >= best_cycles) return;
       best_cycles = cost.cycles;
@@ -162,7 +188,7 @@ LaneGeometry ChooseGeometry(const GeometrySizes& sizes, const LaneShape* shapes,
     // The tile only: the order of sums is that of the register tile and of the blocks of channels,
     // and does not depend on threads.
     best_cycles = INFINITY;
-    ForTiles(sizes, *best.shape, [&](const Space& tile) {
+    ForTiles(sizes, *best.shape, most_bytes, [&](const Space& tile) {
       const double cycles = Estimate(sizes, tile, *best.shape).cycles * ThreadsLoss(sizes, tile);
       if (cycles >= best_cycles) return;
       best_cycles = cycles;

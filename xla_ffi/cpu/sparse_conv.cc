@@ -88,12 +88,12 @@ class LaneRun {
     void* sums = Scratch(ScratchUse::kPieceSums,
                          plan_.max_part_rows * plan_.register_places() * vector_bytes_);
     LaneTile tile;
-    tile.source = packed + register_tile.source_bytes;
     tile.row_bytes = plan_.row_bytes;
     tile.values = weights_;
     tile.offsets = plan_.offsets.data();
     tile.sums = sums;
     for (size_t block = 0; block + 1 < part.segments.size(); ++block) {
+      tile.source = packed + register_tile.source_bytes + block * plan_.block_bytes;
       tile.segments = plan_.segments.data() + part.segments[block];
       tile.num_segments = part.segments[block + 1] - part.segments[block];
       plan_.geometry.shape->run(tile);
