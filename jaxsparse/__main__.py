@@ -23,9 +23,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     bench.add_argument(
         "what",
-        choices=["matmul", "floor", "conv", "conv-floor", "resnet", "scaling", "overhead"],
+        choices=[
+            "matmul",
+            "floor",
+            "conv",
+            "conv-floor",
+            "resnet",
+            "scaling",
+            "overhead",
+            "regroup",
+        ],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
-        "a whole ResNet-50; two cores against one; costs besides arithmetic",
+        "a whole ResNet-50; two cores against one; costs besides arithmetic; what regrouping "
+        "stores",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -100,6 +110,10 @@ def _bench(options) -> int:
         rows = scaling.run()
     elif options.what == "overhead":
         rows = overhead.run(options.quick)
+    elif options.what == "regroup":
+        from jaxsparse.bench import regroup
+
+        rows = regroup.run(options.quick)
     elif options.what == "resnet":
         from jaxsparse.bench import resnet  # needs Flax
 

@@ -193,7 +193,7 @@ def _is_nonzero(flat: np.ndarray) -> np.ndarray:
     """Where any bit is set: -0 is kept, and so is every NaN."""
     if flat.dtype.itemsize in (1, 2, 4, 8):
         return np.asarray(flat.view(f"uint{8 * flat.dtype.itemsize}") != 0)
-    return flat.view(np.uint8).reshape(flat.size, -1).any(axis=1)
+    return np.asarray(flat.view(np.uint8).reshape(flat.size, -1).any(axis=1))
 
 
 def _digest(is_stored: np.ndarray, order) -> str:

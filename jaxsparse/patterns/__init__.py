@@ -11,10 +11,19 @@ from jaxsparse.patterns.make import (
     full,
     random,
 )
-from jaxsparse.patterns.regroup import similar_outputs
+from jaxsparse.patterns.regrouping import (
+    Group,
+    Regrouping,
+    regroup,
+    regroup_by_cost,
+    regroup_passes,
+)
+from jaxsparse.patterns.similar import similar_outputs
 from jaxsparse.patterns.statistics import Statistics, picture, statistics
 
 __all__ = [
+    "Group",
+    "Regrouping",
     "Statistics",
     "exchange",
     "from_blocks",
@@ -26,6 +35,9 @@ __all__ = [
     "full",
     "picture",
     "random",
+    "regroup",
+    "regroup_by_cost",
+    "regroup_passes",
     "similar_outputs",
     "statistics",
 ]

@@ -6,6 +6,7 @@ those of optax, that does so inside a jitted step. Schedules are optax's, or any
 
 from jaxsparse.pruning.distribution import densities, random_patterns, select, select_n_m
 from jaxsparse.pruning.imp import Ticket, iterate
+from jaxsparse.pruning.refill import refill
 from jaxsparse.pruning.schedule import cosine, cubic
 from jaxsparse.pruning.score import gradient, grasp, magnitude, movement, random, snip, synflow
 from jaxsparse.pruning.tree import (
@@ -45,6 +46,7 @@ __all__ = [
     "movement",
     "random",
     "random_patterns",
+    "refill",
     "rescale",
     "reset_moments",
     "rigl",
