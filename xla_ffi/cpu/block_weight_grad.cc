@@ -58,7 +58,8 @@ class WeightGradRun {
                           std::min(CeilDiv(strips_.count, target), most_strips));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
 
-    char* panel = static_cast<char*>(Scratch(ScratchUse::kPanel, panel_words_ * x_row_bytes));
+    char* panel = static_cast<char*>(
+        Scratch(ScratchUse::kPanel, p_.grid_rows() * XStride() * t_.word_bytes));
 
     // Chunks whose sums may wait together between panels.
     for (int64_t first = 0, last; first < num_chunks; first = last) {
@@ -106,6 +107,11 @@ class WeightGradRun {
            sums_bytes;
   }
 
+  // Words between packed parts of dy, and of x. Parts a power of two apart would all meet in one set
+  // of L1 while rows are dealt out to them.
+  int64_t GradientStride() const { return kDepthWords * strips_.items + kSliceBytes / t_.word_bytes; }
+  int64_t XStride() const { return panel_words_ * p_.block_in + kSliceBytes / t_.word_bytes; }
+
   // The rows that belong to `words` words of the batch, from `word`.
   int64_t Items(int64_t word, int64_t words) const {
     return std::min(words * t_.items_per_word, p_.batch - word * t_.items_per_word);
@@ -113,7 +119,7 @@ class WeightGradRun {
 
   void PackX(int64_t word, int64_t words, int64_t begin, int64_t end, char* panel) const {
     const int64_t first = begin * p_.block_in;
-    const int64_t part_stride = panel_words_ * p_.block_in;
+    const int64_t part_stride = XStride();
     t_.pack_columns({g_.x + (word * t_.items_per_word * p_.in + first) * t_.item_bytes, p_.in,
                      Items(word, words), p_.in - first, p_.block_in, end - begin, part_stride,
                      panel + begin * part_stride * t_.word_bytes});
@@ -122,7 +128,7 @@ class WeightGradRun {
   // Adds `words` of the batch, from `word`, to the sums of a chunk of strips.
   void RunChunk(int64_t chunk, int64_t word, int64_t words, const char* panel) const {
     const int64_t first = chunks_[chunk], last = chunks_[chunk + 1];
-    const int64_t gradient_stride = kDepthWords * strips_.items;
+    const int64_t gradient_stride = GradientStride();
     char* gradient = static_cast<char*>(
         Scratch(ScratchUse::kPieceWeights, (last - first) * gradient_stride * t_.word_bytes));
     char* piece_sums = nullptr;
@@ -153,7 +159,7 @@ class WeightGradRun {
   // The strip's part of dy, for each run of strips that have blocks.
   void PackGradient(int64_t first, int64_t last, int64_t word, int64_t words,
                     char* gradient) const {
-    const int64_t part_stride = kDepthWords * strips_.items;
+    const int64_t part_stride = GradientStride();
     const int64_t first_row = word * t_.items_per_word;
     const auto has_blocks = [&](int64_t strip) {
       const int64_t line = strips_.line(strip);
@@ -181,7 +187,7 @@ class WeightGradRun {
   WeightGradStrip Strip(int64_t strip) const {
     const int64_t line = strips_.line(strip), start = order_.starts[line];
     WeightGradStrip t = {};
-    t.x_block_stride = panel_words_ * p_.block_in;
+    t.x_block_stride = XStride();
     t.blocks = order_.inner + start;
     t.num_blocks = order_.starts[line + 1] - start;
     t.block_in = p_.block_in;
