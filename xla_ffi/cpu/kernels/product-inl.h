@@ -52,7 +52,8 @@ void RunTile(const ProductTile& t, typename Op::Sum* result, int64_t result_stri
     w_block += t.weights_block_stride;
     if (b + 1 < t.num_blocks) {
       const char* next = reinterpret_cast<const char*>(x_panel + t.blocks[b + 1] * x_block_stride);
-      const int64_t bytes = x_block_stride * static_cast<int64_t>(sizeof(Word));
+      // From there on the hardware follows; all 3.5 KB of a block of 64 cost 2 to 4 %.
+      const int64_t bytes = Min(x_block_stride * static_cast<int64_t>(sizeof(Word)), 1024);
       for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
     }
     const int64_t items = Min(t.block_depth, t.depth - t.blocks[b] * t.block_depth);
