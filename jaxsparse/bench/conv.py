@@ -63,6 +63,7 @@ class Row:
         rival: to whom `ratio` refers.
         ratio: the median over rounds of the rival's time over ours.
         spread: the ratio's quartiles.
+        warm: the ratio where each side is called again and again by itself.
         gflops: of the stored weights, 1e9 multiplications and additions a second.
         goal: the ratio to reach, where one is set.
         command: what to type to measure this row again.
@@ -77,6 +78,7 @@ class Row:
     rival: str
     ratio: float
     spread: tuple[float, float]
+    warm: float
     gflops: float
     goal: float | None
     command: str = ""
@@ -97,7 +99,7 @@ class Row:
             f"{self.role:11s} {self.dtype:8s} {self.problem:30s} {self.format:12s} "
             f"{100 * self.zeros:3.0f} %  {times} ms  {self.gflops:6.0f} GF/s  "
             f"{self.ratio:6.2f}x {self.rival} [{self.spread[0]:.2f}, {self.spread[1]:.2f}]"
-            f"{goal}{met}"
+            f"{goal}{met}  warm {self.warm:.2f}x"
         )
 
 
@@ -309,6 +311,7 @@ def measure_case(case: Case, seconds: float = 1.0) -> Row:
         rival=rival,
         ratio=measure.median_ratio(samples, rival, "sparse"),
         spread=(quartiles[0], quartiles[2]),
+        warm=measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
         gflops=2e-9 * positions * pattern.density * dense.size / medians["sparse"],
         goal=case.goal,
     )

@@ -28,6 +28,7 @@ class Row:
         sparse_ms, dense_ms: medians, in milliseconds.
         ratio: the median over rounds of dense over sparse.
         spread: the ratio's quartiles.
+        warm: the ratio where each side is called again and again by itself.
         gflops: of the stored blocks, 1e9 multiplications and additions a second.
         goal: the ratio to reach, where one is set.
         command: what to type to measure this row again.
@@ -44,6 +45,7 @@ class Row:
     dense_ms: float
     ratio: float
     spread: tuple[float, float]
+    warm: float
     gflops: float
     goal: float | None
     command: str = ""
@@ -67,6 +69,7 @@ class Row:
             f"sparse {self.sparse_ms:8.3f} ms  dense {self.dense_ms:8.3f} ms  "
             f"{self.gflops:6.0f} GF/s  "
             f"{self.ratio:6.2f}x [{self.spread[0]:.2f}, {self.spread[1]:.2f}]{goal}{met}"
+            f"  warm {self.warm:.2f}x"
             + "".join(
                 f"\n    {name:10s} {ms:10.3f} ms  {ms / self.sparse_ms:7.2f}x ours"
                 for name, ms in self.peers.items()
@@ -152,6 +155,7 @@ def measure_problem(
                 dense_ms=1e3 * statistics.median(samples["dense"]),
                 ratio=measure.median_ratio(samples, "dense", "sparse"),
                 spread=(quartiles[0], quartiles[2]),
+                warm=measure.warm_ratio(calls, "dense", "sparse", seconds=seconds / 2),
                 gflops=2e-9 * batch * values.size / sparse_seconds,
                 goal=_goal(role, jnp.dtype(dtype).name, batch, block, zeros),
                 peers={

@@ -2,9 +2,9 @@
 
 import os
 
-from jaxsparse.tune.timing import interleaved, median_ratio
+from jaxsparse.tune.timing import interleaved, median_ratio, warm_ratio
 
-__all__ = ["interleaved", "median_ratio", "pin"]
+__all__ = ["interleaved", "median_ratio", "pin", "warm_ratio"]
 
 
 def pin(threads: int) -> list[int]:

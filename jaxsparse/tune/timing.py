@@ -49,3 +49,18 @@ def interleaved(
 def median_ratio(samples: dict[str, list[float]], slow: str, fast: str) -> float:
     """The median over rounds of how many times longer `slow` took than `fast` in the same round."""
     return statistics.median(a / b for a, b in zip(samples[slow], samples[fast], strict=True))
+
+
+def warm_ratio(
+    functions: Mapping[str, Callable[[], object]], slow: str, fast: str, *, seconds: float
+) -> float:
+    """The same for functions that are each called again and again, with nothing in between.
+
+    In turn, each finds its operands where the others left them, mostly in memory; alone, in the
+    caches. A model lies in between: what a layer reads was just written, but for its weights.
+    """
+    alone = {
+        name: statistics.median(interleaved({name: functions[name]}, seconds=seconds / 2)[name])
+        for name in (slow, fast)
+    }
+    return alone[slow] / alone[fast]
