@@ -58,8 +58,8 @@ class WeightGradRun {
                           std::min(CeilDiv(strips_.count, target), most_strips));
     const int64_t num_chunks = static_cast<int64_t>(chunks_.size()) - 1;
 
-    char* panel = static_cast<char*>(
-        Scratch(ScratchUse::kPanel, p_.grid_rows() * XStride() * t_.word_bytes));
+    char* panel =
+        static_cast<char*>(Scratch(ScratchUse::kPanel, p_.grid_rows() * XStride() * t_.word_bytes));
 
     // Chunks whose sums may wait together between panels.
     for (int64_t first = 0, last; first < num_chunks; first = last) {
@@ -107,9 +107,11 @@ class WeightGradRun {
            sums_bytes;
   }
 
-  // Words between packed parts of dy, and of x. Parts a power of two apart would all meet in one set
-  // of L1 while rows are dealt out to them.
-  int64_t GradientStride() const { return kDepthWords * strips_.items + kSliceBytes / t_.word_bytes; }
+  // Words between packed parts of dy, and of x. Parts a power of two apart would all meet in one
+  // set of L1 while rows are dealt out to them.
+  int64_t GradientStride() const {
+    return kDepthWords * strips_.items + kSliceBytes / t_.word_bytes;
+  }
   int64_t XStride() const { return panel_words_ * p_.block_in + kSliceBytes / t_.word_bytes; }
 
   // The rows that belong to `words` words of the batch, from `word`.
