@@ -8,6 +8,7 @@ are imported when asked for.
 
 from jaxsparse import patterns, pruning
 from jaxsparse.config import __version__  # noqa: F401
+from jaxsparse.core.check import Check, CheckError, Compared, check
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.core.modes import mode
@@ -40,7 +41,10 @@ __all__ = [
     "Block",
     "BlockPattern",
     "Call",
+    "Check",
+    "CheckError",
     "ColumnPattern",
+    "Compared",
     "Grouped",
     "LayerReport",
     "Report",
@@ -52,6 +56,7 @@ __all__ = [
     "WeightSum",
     "benchmark",
     "block_norms",
+    "check",
     "conv",
     "conv_general_dilated",
     "conv_transpose",

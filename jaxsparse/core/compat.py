@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax._src import dispatch
+from jax._src import dispatch, source_info_util
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -20,6 +20,11 @@ def run_eagerly(primitive: Primitive) -> None:
 def lowers_to_custom_partitioning(primitive: Primitive) -> None:
     """Tells JAX that lowering this primitive needs to know the devices."""
     dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+def current_name_stack() -> str:
+    """The names of `jax.named_scope` around here, as far as the innermost trace knows them."""
+    return str(source_info_util.current_name_stack())
 
 
 def is_on_one_device(context: mlir.LoweringRuleContext) -> bool:

@@ -82,7 +82,7 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         key = call_key(member, spec, n_group, shapes, dtype)
         if (planned := setting.plan.path_of(key)) is not None:
             return Choice(*planned)
-    batch = _batch(member, spec, n_group, shapes)
+    batch = batch_size(member, spec, n_group, shapes)
     dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype)
 
@@ -129,7 +129,7 @@ def _why_no_handler(member, dtype, platforms) -> str | None:
     return None
 
 
-def _batch(member, spec, n_group, shapes) -> int:
+def batch_size(member, spec, n_group, shapes) -> int:
     """How many activations each group has."""
     for kind, shape in zip(member.operands, shapes):
         if kind.role is Role.BATCHED:
@@ -233,7 +233,7 @@ def call_of(equation: Equation, platform: str) -> Call | None:
     shapes = [var.aval.shape for var in eqn.invars]
     dtype, result = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.shape
     choice = choose(member, spec, n_group, shapes, dtype, (platform,), eqn.params["implementation"])
-    macs = math.prod(result[:n_group]) * spec.macs(_batch(member, spec, n_group, shapes))
+    macs = math.prod(result[:n_group]) * spec.macs(batch_size(member, spec, n_group, shapes))
     return Call(
         member=member.name,
         name=equation.name,

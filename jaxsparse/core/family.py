@@ -39,7 +39,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import compat, dispatch, kernel, native, partition
+from jaxsparse.core import compat, dispatch, kernel, modes, names, native, partition
 from jaxsparse.core.kinds import Kind, Role
 
 
@@ -112,8 +112,14 @@ class Member:
 
     def __call__(self, spec, *arrays, n_group=0, implementation=None):
         """The result for these operands and indices, which have `n_group` group axes."""
+        # Else the compiler would take calls of layers that are alike for one.
+        label = names.current() if modes.current().check else None
         return self.primitive.bind(
-            *compat.vary_alike(*arrays), spec=spec, n_group=n_group, implementation=implementation
+            *compat.vary_alike(*arrays),
+            spec=spec,
+            n_group=n_group,
+            implementation=implementation,
+            label=label,
         )
 
     # Shapes and types --------------------------------------------------------------------------
@@ -139,7 +145,7 @@ class Member:
             )
         return (*group, *middle, *spec.inner(self.result.name))
 
-    def abstract_eval(self, *arrays, spec, n_group, implementation):
+    def abstract_eval(self, *arrays, spec, n_group, implementation, label):
         """Checks everything that can be known before the arrays are; gives the type of the result.
 
         This runs under every transformation, so what is raised here is raised at trace time. In
@@ -233,7 +239,7 @@ class Member:
             return result, ad.Zero(jax.typeof(result).to_tangent_aval())
         return result, functools.reduce(operator.add, terms)
 
-    def transpose(self, cotangent, *arrays, spec, n_group, implementation):
+    def transpose(self, cotangent, *arrays, spec, n_group, implementation, label):
         """The member that returns the wanted kind, of the cotangent and the other operands."""
         count = len(self.operands)
         gradients = [None] * len(arrays)
@@ -255,7 +261,7 @@ class Member:
 
     # vmap --------------------------------------------------------------------------------------
 
-    def batch(self, arrays, axes, *, spec, n_group, implementation):
+    def batch(self, arrays, axes, *, spec, n_group, implementation, label):
         """Adds a batch axis where only activations are mapped, else a group axis."""
         roles = [*(kind.role for kind in self.operands), *self.family.indices]
         mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
@@ -342,6 +348,18 @@ def _transposed(function, origin, cotangent):
     return jax.linear_transpose(function, origin)(cotangent)[0]  # integers have no derivative
 
 
+def _lower_by(member: Member, path: str, context, operands, **params):
+    """The result of a member in one of its ways."""
+    if path == "ffi":
+        handler = functools.partial(member.lower_to_handler, context, **params)
+        return mlir.lower_fun(handler, multiple_results=False)(context, *operands)
+    # Where the compiler may split the call, it has more freedom with plain JAX.
+    if path == "dense" and compat.is_on_one_device(context):
+        params["reference"] = member.family.dense
+    reference = functools.partial(member.run_reference, **params)
+    return compat.lower_without_mesh(reference, context, *operands)
+
+
 def _install(member: Member) -> None:
     """Registers all rules of one member."""
     primitive = member.primitive
@@ -353,20 +371,22 @@ def _install(member: Member) -> None:
     compat.lowers_to_custom_partitioning(primitive)
     dispatch.register_member(member)
 
-    def lower(context, *operands, spec, n_group, implementation, platform=None):
+    def lower(context, *operands, spec, n_group, implementation, label, platform=None):
         platforms = (platform,) if platform else compat.lowering_platforms(context)
         shapes = [aval.shape for aval in context.avals_in]
         dtype = context.avals_in[0].dtype
-        path = dispatch.choose(member, spec, n_group, shapes, dtype, platforms, implementation).path
-        params = {"spec": spec, "n_group": n_group}
-        if path != "ffi":
-            # Where the compiler may split the call, it has more freedom with plain JAX.
-            if path == "dense" and compat.is_on_one_device(context):
-                params["reference"] = member.family.dense
-            reference = functools.partial(member.run_reference, **params)
-            return compat.lower_without_mesh(reference, context, *operands)
-        handler = functools.partial(member.lower_to_handler, context, **params)
-        return mlir.lower_fun(handler, multiple_results=False)(context, *operands)
+        choose = functools.partial(dispatch.choose, member, spec, n_group, shapes, dtype, platforms)
+
+        def by(path):
+            own = context.replace(tokens_out=None)  # a context takes the tokens of one lowering
+            return _lower_by(member, path, own, operands, spec=spec, n_group=n_group)
+
+        choice = choose(implementation)
+        check = modes.current().check
+        if check is None:
+            return by(choice.path)
+        with modes.set_to(check=None):  # what a way consists of is not compared again
+            return check.lower(member, context, operands, spec, n_group, label, choice, choose, by)
 
     mlir.register_lowering(primitive, lower)
     for platform in member.family.dtypes:

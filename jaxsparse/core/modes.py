@@ -7,7 +7,7 @@ is traced anew inside it, and found again after it.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -25,8 +25,8 @@ class Plan(Protocol):
 class Checker(Protocol):
     """Compares the ways to compute a call. Hashable."""
 
-    def lower(self, context, call, operands):
-        """Lowers a call (a `dispatch.Lowering`) together with its comparison."""
+    def lower(self, member, context, operands, spec, n_group, label, choice, choose, by) -> Any:
+        """The lowered result of a call, with a comparison beside it."""
         ...
 
 

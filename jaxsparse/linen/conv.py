@@ -7,6 +7,7 @@ import jax
 from flax import linen as nn
 from jax import lax
 
+from jaxsparse.core import names
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.linen.kernel import SparseKernel
 
@@ -58,19 +59,20 @@ def forward(
             "input_dilation": layer.input_dilation,
             "feature_group_count": layer.feature_group_count,
         }
-    return kernels.convolution(
-        inputs,
-        kernel,
-        bias,
-        stored,
-        strides=layer.strides,
-        padding=layer.padding,
-        kernel_dilation=layer.kernel_dilation,
-        precision=layer.precision,
-        implementation=implementation,
-        grad=grad,
-        **arguments,
-    )
+    with names.layer("/".join(layer.path) or type(layer).__name__):
+        return kernels.convolution(
+            inputs,
+            kernel,
+            bias,
+            stored,
+            strides=layer.strides,
+            padding=layer.padding,
+            kernel_dilation=layer.kernel_dilation,
+            precision=layer.precision,
+            implementation=implementation,
+            grad=grad,
+            **arguments,
+        )
 
 
 def taps_of(layer) -> tuple[int, ...]:

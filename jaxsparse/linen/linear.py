@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.core import meta
 from jax import lax
 
+from jaxsparse.core import names
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 from jaxsparse.linen.kernel import SparseKernel
@@ -74,18 +75,19 @@ def forward(
     """What a linear layer of Flax, or ours, returns with this kernel and its pattern."""
     inputs, kernel, bias = layer.promote_dtype(inputs, kernel, bias, dtype=layer.dtype)
     hook = layer.dot_general if layer.dot_general_cls is None else layer.dot_general_cls()
-    return kernels.linear(
-        inputs,
-        kernel,
-        bias,
-        stored,
-        axes=axes,
-        batch_axes=batch_axes,
-        hook=None if hook is lax.dot_general else hook,
-        implementation=implementation,
-        grad=grad,
-        precision=layer.precision,
-    )
+    with names.layer("/".join(layer.path) or type(layer).__name__):
+        return kernels.linear(
+            inputs,
+            kernel,
+            bias,
+            stored,
+            axes=axes,
+            batch_axes=batch_axes,
+            hook=None if hook is lax.dot_general else hook,
+            implementation=implementation,
+            grad=grad,
+            precision=layer.precision,
+        )
 
 
 def axes_of(layer, inputs) -> tuple[tuple[int, ...], tuple[int, ...]]:

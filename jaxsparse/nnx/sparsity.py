@@ -1,11 +1,13 @@
 """What makes an NNX layer sparse: a variable with the pattern, and functions that walk a model."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 
+from jaxsparse.core import names
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
@@ -45,9 +47,12 @@ class SparseKernel:
         self.kernel.set_value(kernels.mask(kernel, pattern))
         self.sparsity = Sparsity(pattern)
 
+    @contextlib.contextmanager
     def _scope(self):
-        """Names what the layer does, for `explain` and for profiles."""
-        return jax.named_scope(self.name or type(self).__name__)
+        """Names what the layer does, for `explain`, `check` and profiles."""
+        name = self.name or type(self).__name__
+        with names.layer(name), jax.named_scope(name):
+            yield
 
     @property
     def pattern(self) -> Pattern | None:
