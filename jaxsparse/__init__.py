@@ -19,6 +19,7 @@ from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.models.benchmark import Benchmark, Timed, benchmark
+from jaxsparse.models.calibrate import calibrate
 from jaxsparse.models.report import LayerReport, Report, report
 from jaxsparse.models.rules import Rule
 from jaxsparse.models.substitute import densify, sparsify
@@ -35,6 +36,7 @@ from jaxsparse.patterns.dense import (
     norm_kept,
     with_residual,
 )
+from jaxsparse.tune.plan import Plan, Planned
 
 __all__ = [
     "Benchmark",
@@ -47,6 +49,8 @@ __all__ = [
     "Compared",
     "Grouped",
     "LayerReport",
+    "Plan",
+    "Planned",
     "Report",
     "Rule",
     "SparseWeight",
@@ -56,6 +60,7 @@ __all__ = [
     "WeightSum",
     "benchmark",
     "block_norms",
+    "calibrate",
     "check",
     "conv",
     "conv_general_dilated",

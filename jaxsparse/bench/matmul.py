@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.bench import baselines, measure, progress
+from jaxsparse.bench import baselines, measure
+from jaxsparse.tune import progress
 
 ROLES = ("forward", "input_grad", "weight_grad")
 

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxsparse.bench import progress
+from jaxsparse.tune import progress
 
 
 def select(labels: Mapping[str, Any], only: str) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class Spec:
     def density(self, stored):
         return stored / (self.size_in * self.size_out)
 
+    def macs(self, batch):
+        return batch * self.size_in * self.size_out
+
     def unmeasured_break_even(self):
         return 1.0
 
