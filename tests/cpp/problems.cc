@@ -25,23 +25,10 @@ int64_t Groups(const Shape& s, bool shared) { return shared ? 1 : s.groups; }
 
 }  // namespace
 
-std::vector<const cpu::KernelTable*> Tables() {
-  std::vector<const cpu::KernelTable*> tables;
-  for (const std::string& isa : cpu::RunnableIsas()) tables.push_back(cpu::KernelsFor(isa));
-  return tables;
-}
-
 std::string Name(Role role) {
   return role == Role::kForward     ? "forward"
          : role == Role::kInputGrad ? "input_grad"
                                     : "weight_grad";
-}
-
-cpu::BlockMatmulKernel Kernel(const cpu::KernelTable& table, Role role, DType dtype) {
-  const int i = static_cast<int>(dtype);
-  return role == Role::kForward     ? table.block_forward[i]
-         : role == Role::kInputGrad ? table.block_input_grad[i]
-                                    : table.block_weight_grad[i];
 }
 
 std::string Name(const Shape& s) {
@@ -120,10 +107,6 @@ Problem::Problem(const Shape& s, Role role, DType dtype, const std::function<dou
       }
     }
   }
-}
-
-Status Problem::Run(const cpu::KernelTable& table, TaskPool& pool) {
-  return Kernel(table, role_, dtype_)(args, pool);
 }
 
 double Problem::flops() const {

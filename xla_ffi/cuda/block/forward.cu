@@ -1,0 +1,14 @@
+#include "cuda/block/dispatch-inl.h"
+#include "cuda/block/launch.h"
+#include "cuda/common/launch.cuh"
+
+namespace jaxsparse::cuda {
+
+Status LaunchForward(const Variant& variant, const ProductArgs& args, const GridSize& grid,
+                     Stream stream) {
+  return DispatchProduct<Weight::kAsStored>(variant, [&](auto type) {
+    return Launch<typename decltype(type)::Kernel>(args, grid, stream);
+  });
+}
+
+}  // namespace jaxsparse::cuda

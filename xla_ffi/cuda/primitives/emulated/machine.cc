@@ -1,0 +1,264 @@
+// longjmp between stacks is what this file is for; the fortified one takes it for a mistake.
+#undef _FORTIFY_SOURCE
+
+#include "cuda/primitives/emulated/machine.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <utility>
+
+namespace jaxsparse::cuda {
+namespace {
+
+constexpr size_t kStackBytes = 128 << 10;
+constexpr size_t kSharedAlignment = 1024;
+constexpr int16_t kSeveral = -1;  // more than one reader
+
+Machine* running = nullptr;
+
+}  // namespace
+
+// ---- fibers
+// --------------------------------------------------------------------------------------
+
+// The first switch to a fiber is by its context, the others by its jump buffer: they cost no system
+// call, so a barrier of a block takes microseconds.
+struct Machine::Fiber {
+  ucontext_t context;
+  std::jmp_buf resume;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  bool is_started = false, is_done = false;
+
+  using Copies = std::vector<std::function<void()>>;
+  Copies open;                // not yet committed
+  std::deque<Copies> groups;  // committed, in order
+};
+
+Machine::Machine(Timing timing, uint32_t seed) : timing_(timing), random_(seed) {}
+Machine::~Machine() = default;
+
+Machine& Machine::Now() { return *running; }
+
+void Machine::FiberMain() {
+  Machine& machine = Now();
+  try {
+    (*machine.kernel_)();
+    Fiber& fiber = *machine.fibers_[machine.current_];
+    const auto is_empty = [](const Fiber::Copies& copies) { return copies.empty(); };
+    if (!fiber.open.empty() || !std::all_of(fiber.groups.begin(), fiber.groups.end(), is_empty))
+      Fail("a thread ended with copies in flight");
+  } catch (const std::exception& error) {
+    machine.failure_ = error.what();
+  }
+  machine.fibers_[machine.current_]->is_done = true;
+  machine.progress_ = true;
+  std::longjmp(machine.scheduler_, 1);
+}
+
+void Machine::Yield() {
+  if (setjmp(fibers_[current_]->resume) == 0) std::longjmp(scheduler_, 1);
+}
+
+void Machine::RunGrid(const GridSize& grid, int threads, size_t shared_bytes,
+                      const std::function<void()>& kernel) {
+  grid_ = grid;
+  num_threads_ = threads;
+  shared_bytes_ = shared_bytes;
+  kernel_ = &kernel;
+  shadow_.resize(std::max(shadow_.size(), shared_bytes / 2 + 1));
+  while (static_cast<int>(fibers_.size()) < threads) fibers_.push_back(std::make_unique<Fiber>());
+  running = this;
+
+  // In any order: no block may count on another.
+  std::vector<int64_t> blocks(grid.x * grid.y * grid.z);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = static_cast<int64_t>(i);
+  std::shuffle(blocks.begin(), blocks.end(), random_);
+  for (const int64_t block : blocks) {
+    block_x_ = block % grid.x;
+    block_y_ = static_cast<int>(block / grid.x % grid.y);
+    block_z_ = static_cast<int>(block / grid.x / grid.y);
+    RunBlock();
+    if (!failure_.empty()) {
+      const std::string where = "block " + std::to_string(block_x_) + ", " +
+                                std::to_string(block_y_) + ", " + std::to_string(block_z_) +
+                                ", thread " + std::to_string(current_) + ": ";
+      throw EmulationError(where + std::exchange(failure_, ""));
+    }
+  }
+}
+
+void Machine::RunBlock() {
+  // All bits set: NaN in every floating-point type, an absurd index in every integer type.
+  shared_storage_.assign(shared_bytes_ + kSharedAlignment, 0xFF);
+  const uintptr_t storage = reinterpret_cast<uintptr_t>(shared_storage_.data());
+  shared_ = shared_storage_.data() + (kSharedAlignment - storage % kSharedAlignment);
+  first_epoch_ = ++epoch_;
+  barrier_arrived_ = 0;
+  barrier_any_ = false;
+  warps_.assign((num_threads_ + 31) / 32, WarpState());
+  for (int i = 0; i < num_threads_; ++i) {
+    Fiber& fiber = *fibers_[i];
+    fiber.is_started = fiber.is_done = false;
+    fiber.open.clear();
+    fiber.groups.clear();
+  }
+
+  // volatile: read again after a longjmp to here.
+  volatile int num_done = 0;
+  while (num_done < num_threads_) {
+    // A round: every fiber runs until it must wait.
+    progress_ = false;
+    num_done = 0;
+    const volatile int start = static_cast<int>(random_() % num_threads_);
+    for (volatile int k = 0; k < num_threads_; k = k + 1) {
+      current_ = (start + k) % num_threads_;
+      Fiber& fiber = *fibers_[current_];
+      if (fiber.is_done) {
+        num_done = num_done + 1;
+        continue;
+      }
+      if (setjmp(scheduler_) == 0) {
+        if (fiber.is_started) std::longjmp(fiber.resume, 1);
+        fiber.is_started = true;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = kStackBytes;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, FiberMain, 0);
+        setcontext(&fiber.context);
+      }
+      if (!failure_.empty()) return;
+    }
+    if (!progress_ && num_done < num_threads_) {
+      failure_ = "deadlock: " + std::to_string(num_threads_ - num_done) +
+                 " threads wait, some at a barrier that others never reach";
+      return;
+    }
+  }
+}
+
+bool Machine::Barrier(bool mine) {
+  barrier_any_ |= mine;
+  const uint32_t generation = barrier_generation_;
+  progress_ = true;
+  if (++barrier_arrived_ == num_threads_) {
+    barrier_arrived_ = 0;
+    barrier_result_ = std::exchange(barrier_any_, false);
+    ++barrier_generation_;
+    ++epoch_;
+  } else {
+    while (barrier_generation_ == generation) Yield();
+  }
+  return barrier_result_;
+}
+
+void Machine::Warp(WarpFunction function, void* operands) {
+  WarpState& warp = warps_[current_ / 32];
+  if (warp.arrived == 0) warp.function = function;
+  if (warp.function != function) Fail("lanes of a warp are at different functions");
+  warp.operands[current_ % 32] = operands;
+  const uint32_t generation = warp.generation;
+  progress_ = true;
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    function(warp.operands);
+    ++warp.generation;
+  } else {
+    while (warp.generation == generation) Yield();
+  }
+}
+
+// ---- memory
+// --------------------------------------------------------------------------------------
+
+void Machine::Allow(const void* data, size_t bytes, Access access) {
+  const uint8_t* begin = static_cast<const uint8_t*>(data);
+  ranges_.push_back({begin, begin + bytes, access, {}});
+  if (access == Access::kWriteOnce) ranges_.back().is_written.resize(bytes);
+}
+
+void Machine::CheckGlobal(const void* p, size_t bytes, size_t alignment, bool is_write) {
+  const uint8_t* begin = static_cast<const uint8_t*>(p);
+  if (reinterpret_cast<uintptr_t>(p) % alignment != 0) Fail("global memory: misaligned");
+  for (Range& range : ranges_) {
+    if (begin < range.begin || begin + bytes > range.end) continue;
+    if (is_write && range.access == Access::kRead) Fail("global memory: write to an operand");
+    if (is_write && range.access == Access::kWriteOnce) {
+      for (size_t i = begin - range.begin; i < begin - range.begin + bytes; ++i) {
+        if (range.is_written[i]) Fail("global memory: a result is written twice");
+        range.is_written[i] = true;
+      }
+    }
+    return;
+  }
+  Fail("global memory: out of bounds");
+}
+
+size_t Machine::SharedOffset(const void* p, size_t bytes, size_t alignment) const {
+  const ptrdiff_t offset = static_cast<const uint8_t*>(p) - shared_;
+  if (offset < 0 || offset + bytes > shared_bytes_) Fail("shared memory: out of bounds");
+  if (offset % alignment != 0) Fail("shared memory: misaligned");
+  return offset;
+}
+
+void Machine::ReadShared(void* to, const void* from, size_t bytes, size_t alignment) {
+  const size_t offset = SharedOffset(from, bytes, alignment);
+  const int16_t me = static_cast<int16_t>(current_);
+  for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
+    Shadow& shadow = shadow_[i];
+    if (shadow.write_epoch < first_epoch_) Fail("shared memory: read, but never written");
+    if (shadow.write_epoch == epoch_ && shadow.writer != me)
+      Fail("shared memory: read with no barrier after another thread's write");
+    shadow.reader = shadow.read_epoch == epoch_ && shadow.reader != me ? kSeveral : me;
+    shadow.read_epoch = epoch_;
+  }
+  std::memcpy(to, from, bytes);
+}
+
+void Machine::WriteShared(void* to, const void* from, size_t bytes, size_t alignment) {
+  const size_t offset = SharedOffset(to, bytes, alignment);
+  const int16_t me = static_cast<int16_t>(current_);
+  for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
+    Shadow& shadow = shadow_[i];
+    if (shadow.write_epoch == epoch_ && shadow.writer != me)
+      Fail("shared memory: written with no barrier after another thread's write");
+    if (shadow.read_epoch == epoch_ && shadow.reader != me)
+      Fail("shared memory: written with no barrier after another thread's read");
+    shadow.write_epoch = epoch_;
+    shadow.writer = me;
+  }
+  std::memcpy(to, from, bytes);
+}
+
+// ---- asynchronous copies
+// -------------------------------------------------------------------------
+
+bool Machine::Defers() {
+  return timing_ == Timing::kLazy || (timing_ == Timing::kMixed && random_() % 2 == 0);
+}
+
+void Machine::AddCopy(std::function<void()> copy) {
+  if (Defers()) {
+    fibers_[current_]->open.push_back(std::move(copy));
+  } else {
+    copy();
+  }
+}
+
+void Machine::CommitCopies() {
+  Fiber& fiber = *fibers_[current_];
+  fiber.groups.push_back(std::exchange(fiber.open, {}));
+}
+
+void Machine::WaitForCopies(size_t pending) {
+  Fiber& fiber = *fibers_[current_];
+  while (fiber.groups.size() > pending) {
+    for (const std::function<void()>& copy : fiber.groups.front()) copy();
+    fiber.groups.pop_front();
+  }
+}
+
+}  // namespace jaxsparse::cuda

@@ -1,0 +1,142 @@
+// One streaming multiprocessor, emulated: runs the blocks of a grid one after the other, every
+// thread of a block as a fiber.
+//
+// A fiber gives up control only where a thread meets others: at a barrier or where all lanes of a
+// warp must arrive. Asynchronous work is done as late as the rules allow, at once, or one or the
+// other by the toss of a coin, for a missing wait hides in one and a memory reused early in the
+// other.
+//
+// Broken rules end the run with an EmulationError: memory touched out of bounds or misaligned,
+// shared memory read that nobody wrote, or touched by two threads with no barrier between, a result
+// written twice, lanes of a warp at different places, copies in flight at the end, threads that
+// wait for each other forever.
+#pragma once
+#include <csetjmp>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/common/grid_size.h"
+
+namespace jaxsparse::cuda {
+
+struct EmulationError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Timing { kLazy, kEager, kMixed };
+
+class Machine {
+ public:
+  Machine(Timing timing, uint32_t seed);
+  ~Machine();
+  Machine(const Machine&) = delete;
+
+  // The arrays that a kernel may touch. Writing once means each byte once, by all kernels together.
+  enum class Access { kRead, kWrite, kWriteOnce };
+  void Allow(const void* data, size_t bytes, Access access);
+
+  template <class Kernel>
+  void Run(const typename Kernel::Args& args, const GridSize& grid) {
+    RunGrid(grid, Kernel::kThreads, Kernel::kSharedBytes, [&args] { Kernel::Run(args); });
+  }
+
+  // ---- for the primitives, called by fibers ----
+
+  // The machine whose fiber is running.
+  static Machine& Now();
+  [[noreturn]] static void Fail(const std::string& what) { throw EmulationError(what); }
+
+  int thread() const { return current_; }
+  int64_t block_x() const { return block_x_; }
+  int block_y() const { return block_y_; }
+  int block_z() const { return block_z_; }
+  const GridSize& grid() const { return grid_; }
+
+  void CheckGlobal(const void* p, size_t bytes, size_t alignment, bool is_write);
+
+  uint8_t* shared() { return shared_; }
+  // Both keep the shadow of shared memory: who wrote or read it last, since which barrier.
+  void ReadShared(void* to, const void* from, size_t bytes, size_t alignment);
+  void WriteShared(void* to, const void* from, size_t bytes, size_t alignment);
+
+  // All threads of the block arrive. True where any brought true.
+  bool Barrier(bool mine);
+
+  // All 32 lanes of a warp arrive at the same function, each with its operands; the last runs it on
+  // the operands of all.
+  using WarpFunction = void (*)(void* const* lanes);
+  void Warp(WarpFunction function, void* operands);
+
+  // Whether this piece of asynchronous work is to be done late.
+  bool Defers();
+  // Of the running thread. Groups land in order, whole, and only when they must.
+  void AddCopy(std::function<void()> copy);
+  void CommitCopies();
+  void WaitForCopies(size_t pending);
+
+  // Accesses of a warp to the same bank of shared memory that hardware would take in turns.
+  void CountBankConflicts(int count) { bank_conflicts_ += count; }
+  int64_t bank_conflicts() const { return bank_conflicts_; }
+
+ private:
+  struct Fiber;
+  struct Range {
+    const uint8_t *begin, *end;
+    Access access;
+    std::vector<bool> is_written;
+  };
+  // Two bytes of shared memory.
+  struct Shadow {
+    uint32_t write_epoch = 0, read_epoch = 0;
+    int16_t writer = 0, reader = 0;
+  };
+  struct WarpState {
+    int arrived = 0;
+    uint32_t generation = 0;
+    WarpFunction function = nullptr;
+    void* operands[32];
+  };
+
+  void RunGrid(const GridSize& grid, int threads, size_t shared_bytes,
+               const std::function<void()>& kernel);
+  void RunBlock();
+  void Yield();
+  static void FiberMain();
+  size_t SharedOffset(const void* p, size_t bytes, size_t alignment) const;
+
+  Timing timing_;
+  std::mt19937 random_;
+  std::vector<Range> ranges_;
+
+  GridSize grid_;
+  int64_t block_x_ = 0;
+  int block_y_ = 0, block_z_ = 0;
+  int num_threads_ = 0;
+  const std::function<void()>* kernel_ = nullptr;
+
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  int current_ = -1;
+  bool progress_ = false;
+  std::jmp_buf scheduler_;
+  std::string failure_;
+
+  std::vector<uint8_t> shared_storage_;
+  uint8_t* shared_ = nullptr;
+  size_t shared_bytes_ = 0;
+  std::vector<Shadow> shadow_;
+  uint32_t epoch_ = 0, first_epoch_ = 0;  // of now, and of the block's start; counted in barriers
+
+  int barrier_arrived_ = 0;
+  uint32_t barrier_generation_ = 0;
+  bool barrier_any_ = false, barrier_result_ = false;
+  std::vector<WarpState> warps_;
+  int64_t bank_conflicts_ = 0;
+};
+
+}  // namespace jaxsparse::cuda
