@@ -1,4 +1,4 @@
-"""`python -m jaxsparse`: what is installed here, and how fast it is."""
+"""`python -m jaxsparse`: what is installed here, how fast it is, and what checkpoints hold."""
 
 import argparse
 import dataclasses
@@ -64,15 +64,68 @@ def main(arguments: list[str] | None = None) -> int:
         "--folder", type=pathlib.Path, help="where to write (default: the user's cache folder)"
     )
     tune.set_defaults(run=_tune)
+    _add_show(commands)
+    _add_convert(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         print(f"jaxsparse: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, OSError) as error:
         print(f"jaxsparse: {error}", file=sys.stderr)
         return 1
+
+
+def _add_show(commands) -> None:
+    show = commands.add_parser(
+        "show",
+        help="what is in a checkpoint: a table of its weights, pictures of their patterns",
+        description="Prints a table of the weights in a checkpoint: format, density, zeros, bytes. "
+        "With --layer also a picture of each pattern, inputs downwards and outputs to the right, "
+        "the darker the more is stored; with --png a drawing of them.",
+        epilog="Examples: python -m jaxsparse show trained --layer '.*' --width 40; "
+        "python -m jaxsparse show model.safetensors --layer 'blocks/.*/kernel' --png patterns.png",
+    )
+    show.add_argument(
+        "checkpoint",
+        type=pathlib.Path,
+        help="a folder of jaxsparse.io.save or of Orbax, or a safetensors file",
+    )
+    show.add_argument(
+        "--layer", help="a regular expression for whole names of weights, as the table has them"
+    )
+    show.add_argument("--width", type=int, default=64, help="of pictures, in characters")
+    show.add_argument("--png", type=pathlib.Path, help="draw the patterns into this file")
+    show.set_defaults(run=_show)
+
+
+def _add_convert(commands) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="a checkpoint into another kind of file, other formats, or dense",
+        description="Reads a checkpoint and writes another one. Rules give weights formats: "
+        "NAME=FORMAT stores what is not zero, NAME=FORMAT@SPARSITY the parts of largest norm. NAME "
+        "is a regular expression for the whole name of a weight, as in the table of show; the "
+        "first rule that matches decides.",
+        epilog="Examples: python -m jaxsparse convert trained trained.safetensors; "
+        "python -m jaxsparse convert dense sparse --rule '.*/kernel=32x32@0.9'; "
+        "python -m jaxsparse convert sparse plain --dense (for programs that know no patterns)",
+    )
+    convert.add_argument(
+        "source",
+        type=pathlib.Path,
+        help="a folder of jaxsparse.io.save or of Orbax, or a safetensors file",
+    )
+    convert.add_argument(
+        "target", type=pathlib.Path, help="a folder, or a file that ends in .safetensors"
+    )
+    convert.add_argument(
+        "--rule", action="append", default=[], help="NAME=FORMAT[@SPARSITY]; may be repeated"
+    )
+    convert.add_argument("--dense", action="store_true", help="whole weights, no patterns")
+    convert.add_argument("--overwrite", action="store_true", help="replace the target")
+    convert.set_defaults(run=_convert)
 
 
 def _info(options) -> int:
@@ -130,6 +183,39 @@ def _bench(options) -> int:
             "rows": [dataclasses.asdict(row) for row in rows],
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+def _show(options) -> int:
+    from jaxsparse.io import show, weights
+
+    if not options.checkpoint.exists():
+        raise ValueError(f"show: a checkpoint is a folder or a file, got {options.checkpoint}.")
+    tree = weights.read(options.checkpoint)
+    print(show.report(tree))
+    if options.layer is not None:
+        for each in show.pictures(tree, options.layer, width=options.width):
+            print(f"\n{each}")
+    if options.png is not None:
+        count = show.draw(tree, options.layer or ".*", options.png)
+        print(f"\nwrote {options.png}, {count} pattern{'s' if count != 1 else ''}")
+    return 0
+
+
+def _convert(options) -> int:
+    from jaxsparse.io.convert import convert
+
+    if not options.source.exists():
+        raise ValueError(f"convert: a checkpoint is a folder or a file, got {options.source}.")
+    print(
+        convert(
+            options.source,
+            options.target,
+            options.rule,
+            dense=options.dense,
+            overwrite=options.overwrite,
+        )
+    )
     return 0
 
 

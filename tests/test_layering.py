@@ -51,7 +51,7 @@ FLAX = {"layers", "linen", "nnx", "models", "bench"}
 OTHERS = {
     **{layer: {"flax"} for layer in FLAX},
     "tune": {"tqdm"},
-    "io": {"flax", "orbax", "safetensors"},
+    "io": {"flax", "orbax", "safetensors", "matplotlib"},
     "__main__": {"flax"},
 }
 EVERYWHERE = {"jax", "jaxlib", "numpy", PACKAGE} | set(sys.stdlib_module_names)

@@ -146,6 +146,27 @@ def from_arrays(arrays, manifest, like=None, *, any_capacity: bool = False) -> A
     return target.rebuild(values, manifest["nodes"])
 
 
+def load_plain(function: str, path) -> Any:
+    """The tree that plain Orbax has written to a folder."""
+    path = existing(function, path)
+    ocp = orbax(function)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{function}: {path} must be a checkpoint of jaxsparse.io.save or of Orbax's "
+            f"StandardCheckpointer, got something else ({str(error).splitlines()[0]})."
+        ) from error
+
+
+def save_plain(function: str, path, tree, *, overwrite: bool) -> None:
+    """Writes a tree of arrays to a folder as plain Orbax does."""
+    ocp = orbax(function)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(pathlib.Path(path).absolute(), tree, force=overwrite)
+
+
 def placed(value, like):
     """The value as a `jax.Array`, on the devices of `like`."""
     sharding = getattr(like, "sharding", None)

@@ -61,13 +61,9 @@ def fill(function: str, like, find: Callable, patterns: str, given: set[str]) ->
         given: all names in the source, of which none may be left over.
     """
     target = entries_of(function, like)
-    kernel_of = {
-        p: kernel
-        for p, value in target.values.items()
-        if isinstance(value, Pattern)
-        for kernel in (_kernel_of(function, p, target),)
-    }
-    sparse = {kernel.entry: kernel for kernel in kernel_of.values()}
+    patterned = [name for name, value in target.values.items() if isinstance(value, Pattern)]
+    found = [kernel_of(function, name, target) for name in patterned]
+    sparse = {kernel.entry: kernel for kernel in found}
     optional = _random_states(like)
     values, used, missing = {}, set(), []
     for name, value in target.values.items():
@@ -79,11 +75,11 @@ def fill(function: str, like, find: Callable, patterns: str, given: set[str]) ->
             continue
         kernel = sparse.get(name)
         shape = tuple(np.shape(value)) if kernel is None else kernel.shape
-        found = find(name if kernel is None else kernel.name, shape)
-        if found is None:
+        dense = find(name if kernel is None else kernel.name, shape)
+        if dense is None:
             missing.append(name if kernel is None else kernel.name)
             continue
-        array, source_name = found
+        array, source_name = dense
         used.add(source_name)
         _check(function, name, array, shape, value)
         if kernel is None:
@@ -126,7 +122,7 @@ class _Kernel(NamedTuple):
     is_packed: bool
 
 
-def _kernel_of(function: str, name: str, target: Entries) -> _Kernel:
+def kernel_of(function: str, name: str, target: Entries) -> _Kernel:
     """The kernel that a pattern belongs to, by the names that layers and variables have."""
     pattern = target.values[name]
     owner, _, last = name.rpartition("/")
@@ -233,10 +229,7 @@ def _read(path: pathlib.Path):
         return from_safetensors(path)
     if (path / "manifest").exists():
         return checkpoint.load(path)
-    path = checkpoint.existing("load_dense", path)
-    ocp = checkpoint.orbax("load_dense")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path)
+    return checkpoint.load_plain("load_dense", path)
 
 
 def _random_states(tree) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxsparse.io import checkpoint
-from jaxsparse.io.entries import nested
+from jaxsparse.io.entries import entries_of, nested
 
 _KEY = "jaxsparse"
 
@@ -78,6 +78,14 @@ def from_safetensors(path, like=None, *, any_capacity: bool = False) -> Any:
         for name, facts in manifest["entries"].items()
     }
     return checkpoint.from_arrays(arrays, manifest, like, any_capacity=any_capacity)
+
+
+def save_plain(path, tree) -> None:
+    """Writes a tree of arrays as other programs do: whole, with "." in names."""
+    safetensors = _safetensors("to_safetensors")
+    values = entries_of("to_safetensors", tree).values
+    flat = {_flat_name(name, "whole"): np.asarray(a, order="C") for name, a in values.items()}
+    safetensors.numpy.save_file(flat, pathlib.Path(path))
 
 
 def _flat_name(name: str, part: str) -> str:
