@@ -80,7 +80,7 @@ BUGS = [
      "LoadConstant(pattern.cols + middle) <= j"),
     ("forward", PATTERN, "is_wrong |= !IsInPlace(args, pattern, k);", ";"),
     ("forward", PRODUCT, "is_invalid ? NaN<Sum>() : Sum(0)", "Sum(0)"),
-    ("input_grad", PATTERN, "LoadConstant(is_invalid) != 0 ? 0 :", ""),
+    ("input_grad", PATTERN, "is_invalid ? 0 : FirstBlockOf", "FirstBlockOf"),
     ("weight_grad", WEIGHT_GRAD, "numbers[e] = is_invalid ", "numbers[e] = false "),
 ]  # fmt: skip
 

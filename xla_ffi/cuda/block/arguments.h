@@ -13,7 +13,7 @@ struct GroupIndices {
 // The patterns of all groups, and what is derived from them on the device, all int32. The derived
 // arrays of a pattern lie one after another in its `words_per_pattern` words of scratch:
 //
-//   is_invalid   [1]             not 0: nothing else may be used, and results are NaN
+//   is_invalid   [1]             not 0: results are NaN, and every place counts as unused
 //   column_start [columns + 2]   the first block of each column; then of the unused places, as if
 //                                they were one more column; then their end, the capacity
 //   strip_start  [columns + 2]   weight gradient: the first strip of each column, likewise

@@ -38,9 +38,7 @@ struct PatternView {
   }
 
   // Of a pattern that CheckPattern has looked at; none where it is invalid.
-  JAXSPARSE_DEVICE int num_blocks() const {
-    return LoadConstant(is_invalid) != 0 ? 0 : LoadConstant(column_start + num_blocks_at);
-  }
+  JAXSPARSE_DEVICE int num_blocks() const { return LoadConstant(column_start + num_blocks_at); }
 };
 
 // The sum of the values of all threads up to this one. `totals` is a word of shared memory for each
@@ -95,7 +93,7 @@ struct CheckPattern : WholePatternKernel {
     const bool is_invalid = SyncThreadsOr(is_wrong);
     if (ThreadIndex() == 0) StoreGlobal(pattern.is_invalid, is_invalid ? 1 : 0);
 
-    // Nothing is used of an invalid pattern.
+    // Of an invalid pattern every place is unused: nobody looks at its indices any more.
     for (int j = ThreadIndex(); j <= args.grid_cols; j += kThreads)
       StoreGlobal(pattern.column_start + j, is_invalid ? 0 : FirstBlockOf(args, pattern, j));
     if (ThreadIndex() == 0) StoreGlobal(pattern.column_start + args.grid_cols + 1, args.capacity);

@@ -74,9 +74,8 @@ struct BlockProduct {
     const int32_t* cols = pattern.cols + pattern_index * pattern.capacity;
     const int32_t* words = pattern.words + pattern_index * pattern.words_per_pattern;
     const int32_t* start = words + (kTransposed ? pattern.row_start : pattern.column_start) + line;
-    const bool is_invalid = LoadConstant(words) != 0;
-    const int first = is_invalid ? 0 : LoadConstant(start);
-    const int last = is_invalid ? 0 : LoadConstant(start + 1);
+    const bool is_invalid = LoadConstant(words) != 0;  // then no line has blocks
+    const int first = LoadConstant(start), last = LoadConstant(start + 1);
     const int steps_per_block = (args.block_k + kStep - 1) / kStep;
     const int64_t steps = static_cast<int64_t>(last - first) * steps_per_block;
 

@@ -81,12 +81,12 @@ struct BlockWeightGrad {
     const int blocks =
         blocks_left < pattern.blocks_per_strip ? blocks_left : pattern.blocks_per_strip;
     const bool is_unused = column == pattern.grid_cols;
-    const bool is_invalid = LoadConstant(words) != 0;
+    const bool is_invalid = LoadConstant(words) != 0;  // then every place is unused
 
     // Rows of x and dy that this split sums over; none where the result is known.
     const int64_t begin = SplitIndex() * args.rows_per_split;
     const int64_t there = args.m - begin;
-    const int64_t num_rows = is_unused || is_invalid       ? 0
+    const int64_t num_rows = is_unused                     ? 0
                              : there < args.rows_per_split ? there
                                                            : args.rows_per_split;
     const int64_t steps = num_rows > 0 ? (num_rows + kStep - 1) / kStep : 0;
@@ -94,7 +94,7 @@ struct BlockWeightGrad {
     // Column of x of this row of the strip; negative where there is none.
     const auto column_of_x = [&](int strip_row) -> int64_t {
       const int block = strip_row / args.block_in;
-      if (is_unused || is_invalid || block >= blocks) return -1;
+      if (is_unused || block >= blocks) return -1;
       const int64_t col =
           static_cast<int64_t>(LoadConstant(rows + block0 + block)) * args.block_in +
           strip_row % args.block_in;

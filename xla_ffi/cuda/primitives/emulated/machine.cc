@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <numeric>
 #include <utility>
 
 namespace jaxsparse::cuda {
@@ -112,9 +113,12 @@ void Machine::RunBlock() {
     // A round: every fiber runs until it must wait.
     progress_ = false;
     num_done = 0;
+    // In an order that neighbours cannot count on: from a random thread in random strides.
     const volatile int start = static_cast<int>(random_() % num_threads_);
+    volatile int stride = static_cast<int>(random_() % num_threads_);
+    while (std::gcd(static_cast<int>(stride), num_threads_) != 1) stride = stride + 1;
     for (volatile int k = 0; k < num_threads_; k = k + 1) {
-      current_ = (start + k) % num_threads_;
+      current_ = (start + k * stride) % num_threads_;
       Fiber& fiber = *fibers_[current_];
       if (fiber.is_done) {
         num_done = num_done + 1;
