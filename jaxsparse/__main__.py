@@ -49,6 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     bench.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
     bench.add_argument("--plot", type=pathlib.Path, help="draw speed against zeros into this PNG")
     bench.set_defaults(run=_bench)
+    check = commands.add_parser(
+        "check",
+        help="compare every op with XLA's dense op on this machine",
+        description="Runs every op in every format, forward and backward, on the compiled kernels "
+        "and on XLA's dense op, and compares each element with what rounding allows. Prints a line "
+        "for each; takes about a minute. The exit code is 0 if all agree, 1 if one differs or "
+        "there are no kernels.",
+        epilog="Example: python -m jaxsparse check --dtypes float16 --only 'conv 16x16'",
+    )
+    check.add_argument(
+        "--dtypes", default="float32,bfloat16", help="with commas (default float32,bfloat16)"
+    )
+    check.add_argument("--only", default="", help="lines that contain this, as 'conv 16x16'")
+    check.set_defaults(run=_check)
     tune = commands.add_parser(
         "tune",
         help="measure break-even points on this machine",
@@ -221,6 +235,31 @@ def _convert(options) -> int:
 
 def _names(tables) -> str:
     return ", ".join(tables)
+
+
+def _check(options) -> int:
+    from jaxsparse.bench import verify
+    from jaxsparse.tune import environment
+
+    dtypes = options.dtypes.split(",")
+    if unknown := sorted(set(dtypes) - set(verify.DTYPES)):
+        raise ValueError(f"check: --dtypes takes {', '.join(verify.DTYPES)}, got {unknown}.")
+    print(environment.heading(), flush=True)
+    lines = []
+    for line in verify.lines(dtypes, options.only):
+        print(line, flush=True)
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"check: --only takes a part of a line, got {options.only!r}.")
+    compared = [line for line in lines if line.found]
+    if not compared:
+        raise RuntimeError(f"there is nothing to check. {lines[0].why}")
+    differ = [line.name for line in lines if not line.agrees]
+    print(
+        f"{len(compared)} of {len(lines)} ops compared, "
+        + (f"{len(differ)} differ: {', '.join(differ)}" if differ else "all agree")
+    )
+    return 1 if differ else 0
 
 
 def _tune(options) -> int:
