@@ -151,10 +151,20 @@ def _info(options) -> int:
     print(f"jaxsparse {jaxsparse.__version__}, jax {jax.__version__}")
     print(f"devices: {', '.join(sorted({d.device_kind for d in jax.devices()}))}")
     for platform in ("cpu", "cuda"):
-        why = native.why_absent(platform)
+        why = native.why_absent(platform) or native.why_unsuitable(platform)
         print(f"{platform} kernels: {'yes' if why is None else why}")
     if native.isa():
         print(f"cpu instruction set: {native.isa()}, of {', '.join(native.runnable_isas())}")
+    if native.available("cuda"):
+        cuda = native.module("cuda")
+        built = f"CUDA {native.cuda_version(cuda.toolkit_version())}"
+        driver = cuda.driver_version()
+        here = f"for CUDA {native.cuda_version(driver)}" if driver else "none on this machine"
+        print(f"cuda build: {built}, for {', '.join(cuda.architectures())}; driver: {here}")
+        if not native.devices("cuda"):
+            print(
+                "cuda devices: none that JAX may use; programs for GPUs can be lowered and exported"
+            )
     return 0
 
 

@@ -3,7 +3,8 @@
 The one place that reads these variables in Python.
 
 JAXSPARSE_KERNELS   auto      compiled kernels where there are some, else the JAX reference
-                    required  no kernels for the CPU: an ImportError that says why
+                    required  no kernels for the CPU, or for GPUs that are here, or some that
+                              cannot be loaded: an error that says why
                     off       the JAX reference only
 JAXSPARSE_CPU_ISA   the instruction set of the CPU kernels (baseline, avx2, avx512, ...);
                     unset: the best one that the machine can run

@@ -1,9 +1,12 @@
-"""Eight CPU devices and strict promotion, for every test."""
+"""Eight CPU devices and strict promotion, for every test.
+
+`JAXSPARSE_TEST_PLATFORMS=cuda,cpu` is for tests/gpu, on a machine with a GPU.
+"""
 
 import os
 
 # Before JAX starts.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXSPARSE_TEST_PLATFORMS") or "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )

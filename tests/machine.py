@@ -4,12 +4,14 @@ import concurrent.futures
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import jax
 import pytest
+import sass
 
 import jaxsparse
 from jaxsparse.core import native
@@ -19,8 +21,21 @@ def why_absent(what: str) -> str | None:
     """Why something that a test may need is not here; None where it is."""
     if what == "cpu_kernels":
         return native.why_absent("cpu")
+    if what == "cuda_kernels":
+        return native.why_absent("cuda")
+    if what == "gpu":
+        # In a dry run the same tests run on the CPU and its kernels: none may fail for a mistake
+        # of its own on the day that there is a GPU.
+        is_here = native.devices("cuda") or os.environ.get("JAXSPARSE_DRY_RUN")
+        return None if is_here else "JAX has no CUDA device here"
     if what in ("avx2", "avx512", "avx512bf16", "neon"):
         return None if what in native.runnable_isas() else f"kernels run {native.runnable_isas()}"
+    if what == "cuobjdump":
+        return None if sass.find_cuobjdump() else "neither in PATH nor among the Python packages"
+    if what == "gpu_hardware":
+        return None if native.devices("cuda") else "JAX has no CUDA device here"
+    if what in ("c++", "cmake", "nvcc"):
+        return None if shutil.which(what) else "not in PATH"
     if what in ("scipy", "flatbuffers", "torch"):
         try:
             __import__(what)

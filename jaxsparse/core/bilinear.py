@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from jaxsparse.core.family import Family
-from jaxsparse.core.kinds import Kind, Role
+from jaxsparse.core.kinds import Device, Kind, Role
 
 PAIR = (Role.STORED, Role.STORED)  # the index arrays of a pattern that needs two per stored part
 
@@ -20,7 +20,7 @@ class BilinearOp:
         dtypes: for each platform with handlers, the dtypes that they take.
         indices: the roles of the index arrays, as for `Family`.
         weight: the name of the weight's kind, and its role: STORED parts, or WHOLE.
-        compute, parts, dense: as for `Family`.
+        compute, parts, dense, devices: as for `Family`.
     """
 
     def __init__(
@@ -33,14 +33,18 @@ class BilinearOp:
         compute: Callable | None = None,
         parts: Callable | None = None,
         dense: Callable | None = None,
+        devices: dict[str, Device] | None = None,
     ):
         self.name, self.dtypes, self.indices = name, dtypes, indices
+        self.devices = devices or {}
         kinds = (
             Kind("x", Role.BATCHED, "input_grad"),
             Kind(*weight, "weight_grad"),
             Kind("y", Role.BATCHED, "forward"),
         )
-        members = Family(name, kinds, reference, dtypes, compute, parts, indices, dense).members
+        members = Family(
+            name, kinds, reference, dtypes, compute, parts, indices, dense, devices
+        ).members
         self.forward, self.input_grad = members["y"], members["x"]
         self.weight_grad = members[weight[0]]
 
@@ -90,9 +94,12 @@ def stored_dense(name: str, op: BilinearOp, copy: LinearMap, reference: Callable
 
     def compute(kind, spec, a, b, *indices, n_group):
         def call(member, *operands):
+            # A copy without handlers, on GPUs, is XLA's.
             is_copy = member in (copy.gather, copy.scatter)
-            its_spec = spec.weight if is_copy else spec
-            return member(its_spec, *operands, *indices, n_group=n_group, implementation="ffi")
+            its_spec, implementation = (spec.weight, None) if is_copy else (spec, "ffi")
+            return member(
+                its_spec, *operands, *indices, n_group=n_group, implementation=implementation
+            )
 
         first, second = parts[kind]
         if kind == "y":  # (x, dense)
@@ -103,5 +110,12 @@ def stored_dense(name: str, op: BilinearOp, copy: LinearMap, reference: Callable
 
     weight = ("dense", Role.WHOLE)
     return BilinearOp(
-        name, reference, op.dtypes, op.indices, weight, compute=compute, parts=parts.__getitem__
+        name,
+        reference,
+        op.dtypes,
+        op.indices,
+        weight,
+        compute=compute,
+        parts=parts.__getitem__,
+        devices=op.devices,
     )

@@ -49,9 +49,9 @@ def _table(device: str) -> dict:
     return {}
 
 
-def break_even(member: str, dtype: str, shape_class: str) -> float | None:
+def break_even(member: str, dtype: str, shape_class: str, platform: str = "cpu") -> float | None:
     """The density up to which the handler is the faster way on this machine; None if unmeasured."""
-    return _table(device()).get(member, {}).get(dtype, {}).get(shape_class)
+    return _table(device(platform)).get(member, {}).get(dtype, {}).get(shape_class)
 
 
 def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> Choice:
@@ -62,7 +62,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     """
     if implementation in ("xla", "dense"):
         return Choice(implementation, f'implementation="{implementation}"')
-    absent = _why_no_handler(member, dtype, platforms)
+    batch = batch_size(member, spec, n_group, shapes)
+    absent = _why_no_handler(member, dtype, batch, platforms)
     if implementation == "ffi":
         if absent:
             raise NotImplementedError(
@@ -82,9 +83,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         key = call_key(member, spec, n_group, shapes, dtype)
         if (planned := setting.plan.path_of(key)) is not None:
             return Choice(*planned)
-    batch = batch_size(member, spec, n_group, shapes)
     dtype = member.cast_from(spec) or dtype.name
-    return _by_density(member, spec, member.num_stored(shapes), batch, dtype)
+    return _by_density(member, spec, member.num_stored(shapes), batch, dtype, platforms[0])
 
 
 def call_key(member, spec, n_group, shapes, dtype) -> str:
@@ -93,39 +93,48 @@ def call_key(member, spec, n_group, shapes, dtype) -> str:
     return f"{member.name} {dtype.name} {sizes} groups={n_group} {spec!r}"
 
 
-def _by_density(member, spec, stored, batch, dtype) -> Choice:
+def _by_density(member, spec, stored, batch, dtype, platform) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
-    shape_class = spec.shape_class(batch)
+    its = member.family.devices.get(platform)
+    shape_class = spec.shape_class(batch) if its is None else its.shape_class(spec, batch)
     # Where an op that calls others was not measured, the one that it calls was.
     called = () if member.family.parts is None else member.family.parts(member.result.name)
-    points = (break_even(m.name, dtype, shape_class) for m in (member, *called))
+    points = (break_even(m.name, dtype, shape_class, platform) for m in (member, *called))
     limit = next((point for point in points if point is not None), None)
-    measured = f"the break-even point {limit} for {shape_class} on {device()}"
+    measured = f"the break-even point {limit} for {shape_class} on {device(platform)}"
     if limit is None:
-        limit = spec.unmeasured_break_even()
-        measured = f"{limit}, a guess: nothing was measured for {shape_class} on {device()}"
+        if its is None:
+            limit = spec.unmeasured_break_even()
+        else:
+            limit = its.unmeasured_break_even(member.result.member, spec, dtype)
+        measured = f"{limit}, a guess: not measured for {shape_class} on {device(platform)}"
     if density > limit:
         return Choice("dense", f"density {density:.3g} is above {measured}")
     return Choice("ffi", f"density {density:.3g} is at most {measured}")
 
 
-def device() -> str:
+def device(platform: str = "cpu") -> str:
     """The name under which this machine's break-even points are kept."""
-    return f"cpu-{native.isa()}"
+    if platform == "cpu":
+        return f"cpu-{native.isa()}"
+    kinds = [device.device_kind for device in native.devices(platform)]
+    return "-".join([platform, *kinds[:1]]).lower().replace(" ", "-")
 
 
-def _why_no_handler(member, dtype, platforms) -> str | None:
+def _why_no_handler(member, dtype, batch, platforms) -> str | None:
     for platform in platforms:
         if platform not in member.family.dtypes:
             return f"{member.family.name} has no kernels for {platform}"
-        if reason := native.why_absent(platform):
+        if reason := native.why_absent(platform) or native.why_unsuitable(platform):
             return reason
-        if missing := kernel.missing(platform, member.handlers):
+        if missing := kernel.missing(platform, member.handlers(platform)):
             return f"there is no {platform} kernel {missing[0]}"
         dtypes = member.family.dtypes[platform]
         if dtype.name not in dtypes:
             return f"the {platform} kernels take {', '.join(sorted(dtypes))}, not {dtype.name}"
+        if platform in member.family.devices and not isinstance(batch, int):
+            return f"the {platform} kernels take sizes that are numbers, not the symbol {batch}"
     return None
 
 

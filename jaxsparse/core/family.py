@@ -40,7 +40,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsparse.core import compat, dispatch, kernel, modes, names, native, partition
-from jaxsparse.core.kinds import Kind, Role
+from jaxsparse.core.kinds import Device, Kind, Role
 
 
 class Family:
@@ -53,6 +53,7 @@ class Family:
             group axes, in plain JAX. It runs where no handler exists and states the meaning; the
             references of the other members follow from it.
         dtypes: for each platform with handlers, the dtypes that they take.
+        devices: for each platform whose handlers are not like the CPU's, what they are.
         compute: `compute(kind, spec, *operands, *indices, n_group)`, the member that returns `kind`
             by members of other families, for an op that has no handlers of its own.
         parts: `parts(kind)`, the members of other families that `compute` calls for `kind`.
@@ -72,8 +73,10 @@ class Family:
         parts: Callable | None = None,
         indices: tuple[Role, ...] = (Role.STORED, Role.STORED),
         dense: Callable | None = None,
+        devices: dict[str, Device] | None = None,
     ):
         self.name, self.kinds, self.reference, self.dense = name, kinds, reference, dense
+        self.devices = devices or {}
         self.dtypes, self.compute, self.parts, self.indices = dtypes, compute, parts, indices
         self.members = {kind.name: Member(self, kind) for kind in kinds}
         for member in self.members.values():
@@ -99,12 +102,12 @@ class Member:
     def operands(self) -> tuple[Kind, ...]:
         return tuple(kind for kind in self.family.kinds if kind != self.result)
 
-    @functools.cached_property
-    def handlers(self) -> tuple[str, ...]:
-        """The FFI targets that the member needs."""
+    def handlers(self, platform: str) -> tuple[str, ...]:
+        """The FFI targets that the member needs on a platform."""
         if self.family.parts is None:
             return (self.target,)
-        return tuple(part.target for part in self.family.parts(self.result.name))
+        parts = self.family.parts(self.result.name)
+        return tuple(part.target for part in parts if platform in part.family.dtypes)
 
     @functools.cached_property
     def primitive(self) -> Primitive:
@@ -315,16 +318,23 @@ class Member:
         """The short dtype in which the handler takes the operands, if they were cast from it."""
         return spec.cast_from if self.result == self.family.kinds[-1] else None
 
-    def run_handler(self, *arrays, spec, n_group):
+    def run_handler(self, *arrays, spec, n_group, platform):
         """The result by the compiled handler, for data that is all on this device."""
         arrays = compat.vary_alike(*arrays)
-        shape = self.result_shape([a.shape for a in arrays], spec, n_group)
+        shapes = [a.shape for a in arrays]
+        shape = self.result_shape(shapes, spec, n_group)
         dtype, count = arrays[0].dtype, len(self.operands)
         if short := self.cast_from(spec):  # XLA drops this cast and the one that it undoes
             arrays = [*(a.astype(short) for a in arrays[:count]), *arrays[count:]]
-        return kernel.call(self.target, shape, dtype, arrays, spec.attributes())
+        device = self.family.devices.get(platform)
+        if device is None:
+            return kernel.call(self.target, shape, dtype, arrays, spec.attributes())
+        every = {kind.name: its for kind, its in zip(self.operands, shapes)}
+        every |= {self.result.name: shape, "indices": shapes[-1]}
+        scratch = device.scratch_bytes(self.result.member, spec, every, arrays[0].dtype.name)
+        return kernel.call(self.target, shape, dtype, arrays, device.attributes(spec), scratch)
 
-    def lower_to_handler(self, context, *arrays, spec, n_group):
+    def lower_to_handler(self, context, *arrays, spec, n_group, platform):
         """The handler, behind `custom_partitioning` where the compiler may split the call."""
         if self.family.compute:
             return self.family.compute(self.result.name, spec, *arrays, n_group=n_group)
@@ -333,8 +343,8 @@ class Member:
         # Under any manual axis data is local, and custom_partitioning fails in a partly manual
         # shard_map.
         if is_manual or compat.is_on_one_device(context):
-            return self.run_handler(*arrays, spec=spec, n_group=n_group)
-        return partition.partitioned(self)(*arrays, spec, n_group)
+            return self.run_handler(*arrays, spec=spec, n_group=n_group, platform=platform)
+        return partition.partitioned(self, platform)(*arrays, spec, n_group)
 
 
 def _transposed(function, origin, cotangent):
@@ -348,9 +358,10 @@ def _transposed(function, origin, cotangent):
     return jax.linear_transpose(function, origin)(cotangent)[0]  # integers have no derivative
 
 
-def _lower_by(member: Member, path: str, context, operands, **params):
+def _lower_by(member: Member, path: str, context, operands, platforms, **params):
     """The result of a member in one of its ways."""
     if path == "ffi":
+        params["platform"] = platforms[0]  # there is one where a handler was chosen
         handler = functools.partial(member.lower_to_handler, context, **params)
         return mlir.lower_fun(handler, multiple_results=False)(context, *operands)
     # Where the compiler may split the call, it has more freedom with plain JAX.
@@ -375,11 +386,14 @@ def _install(member: Member) -> None:
         platforms = (platform,) if platform else compat.lowering_platforms(context)
         shapes = [aval.shape for aval in context.avals_in]
         dtype = context.avals_in[0].dtype
+        if implementation is None:
+            for each in platforms:
+                native.note_fallback(each)
         choose = functools.partial(dispatch.choose, member, spec, n_group, shapes, dtype, platforms)
 
         def by(path):
             own = context.replace(tokens_out=None)  # a context takes the tokens of one lowering
-            return _lower_by(member, path, own, operands, spec=spec, n_group=n_group)
+            return _lower_by(member, path, own, operands, platforms, spec=spec, n_group=n_group)
 
         choice = choose(implementation)
         check = modes.current().check

@@ -1,6 +1,7 @@
 """The compiled handlers: their names, how they are called, and why one is not there."""
 
 import jax
+import jax.numpy as jnp
 from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,16 +18,26 @@ def missing(platform: str, targets: tuple[str, ...]) -> list[str]:
     return [target for target in targets if target not in native.targets(platform)]
 
 
-def call(target: str, shape: tuple[int, ...], dtype, arrays, attributes):
-    """Calls a handler on arrays that are wholly on this device."""
+def call(target: str, shape: tuple[int, ...], dtype, arrays, attributes, scratch_bytes=None):
+    """Calls a handler on arrays that are wholly on this device.
+
+    Its scratch memory, if it takes any, is a second result: memory that a handler allocates is
+    freed when it returns, and a CUDA graph of its launches would go on to use it.
+    """
     kind = jax.typeof(arrays[0])
     mesh = kind.sharding.mesh
-    if mesh.empty:
-        result = jax.ShapeDtypeStruct(shape, dtype)
-    else:  # inside shard_map the result must vary over the same manual axes
+
+    def result(shape, dtype):
+        if mesh.empty:
+            return jax.ShapeDtypeStruct(shape, dtype)
+        # Inside shard_map the result must vary over the same manual axes.
         whole = NamedSharding(mesh, PartitionSpec(*[None] * len(shape)))
-        result = kind.update(shape=shape, dtype=dtype, weak_type=False, sharding=whole)
-    return jax.ffi.ffi_call(target, result)(*arrays, **attributes)
+        return kind.update(shape=shape, dtype=dtype, weak_type=False, sharding=whole)
+
+    if scratch_bytes is None:
+        return jax.ffi.ffi_call(target, result(shape, dtype))(*arrays, **attributes)
+    results = (result(shape, dtype), result((scratch_bytes,), jnp.uint8))
+    return jax.ffi.ffi_call(target, results)(*arrays, **attributes)[0]
 
 
 def disabled_export_checks() -> list[export.DisabledSafetyCheck]:
@@ -34,4 +45,4 @@ def disabled_export_checks() -> list[export.DisabledSafetyCheck]:
 
     The process that loads the exported program must import jaxsparse first.
     """
-    return [export.DisabledSafetyCheck.custom_call(name) for name in native.targets()]
+    return [export.DisabledSafetyCheck.custom_call(name) for name in native.all_targets()]

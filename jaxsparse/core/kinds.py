@@ -56,3 +56,34 @@ class Spec(Protocol):
     def shape_class(self, batch: int) -> str:
         """The class of problems that this one shares its break-even point with."""
         ...
+
+
+class Device(Protocol):
+    """What a platform's handlers of a family are, where it is not what the CPU's are.
+
+    `role` is the member's, such as "forward". A family without handlers of its own shares this with
+    the one that it calls.
+    """
+
+    def attributes(self, spec) -> dict[str, Any]:
+        """The FFI attributes of the handlers."""
+        ...
+
+    def scratch_bytes(self, role: str, spec, shapes: dict[str, tuple[int, ...]], dtype: str) -> int:
+        """The size of the scratch memory that a handler takes as a second result.
+
+        Args:
+            role: of the member.
+            spec: of the call.
+            shapes: of every kind of array, by its name, and of the indices, as "indices".
+            dtype: of the operands.
+        """
+        ...
+
+    def unmeasured_break_even(self, role: str, spec, dtype: str) -> float:
+        """The density up to which to expect that a kernel pays, where nothing was measured."""
+        ...
+
+    def shape_class(self, spec, batch: int) -> str:
+        """The class of problems that this one shares its break-even point with."""
+        ...

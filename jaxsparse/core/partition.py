@@ -63,14 +63,14 @@ def _can_split(name: str) -> bool:
 
 
 @functools.cache
-def partitioned(member):
+def partitioned(member, platform):
     """The member's handler as one call that the compiler may split over devices."""
     num_arrays = len(member.operands) + len(member.family.indices)
 
     @functools.partial(custom_partitioning, static_argnums=(num_arrays, num_arrays + 1))
     def call(*arguments):
         *arrays, spec, n_group = arguments
-        return member.run_handler(*arrays, spec=spec, n_group=n_group)
+        return member.run_handler(*arrays, spec=spec, n_group=n_group, platform=platform)
 
     def sharding_rule(spec, n_group, mesh, operands, results):
         shapes = [operand.shape for operand in operands]
@@ -109,7 +109,7 @@ def partitioned(member):
             return NamedSharding(mesh, PartitionSpec(*[split.get(name) for name in axes]))
 
         def on_one_device(*arrays):
-            part = member.run_handler(*arrays, spec=spec, n_group=n_group)
+            part = member.run_handler(*arrays, spec=spec, n_group=n_group, platform=platform)
             return compat.psum_in_partition(part, summed)
 
         return mesh, on_one_device, sharding(named_result), tuple(sharding(a) for a in named)

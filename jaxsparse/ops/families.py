@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 
 from jaxsparse.core.bilinear import BilinearOp, LinearMap, stored_dense
+from jaxsparse.core.kinds import Device
 from jaxsparse.formats.block import block_copy
 from jaxsparse.formats.columns import grouped_copy, unstructured_copy
 
@@ -25,7 +26,12 @@ class Families:
     whole: dict[str, BilinearOp]
 
 
-def make(op: str, product: Callable, dtypes: dict[str, frozenset[str]]) -> Families:
+def make(
+    op: str,
+    product: Callable,
+    dtypes: dict[str, frozenset[str]],
+    devices: dict[str, dict[str, Device]] | None = None,
+) -> Families:
     """The families of an op.
 
     Args:
@@ -33,6 +39,7 @@ def make(op: str, product: Callable, dtypes: dict[str, frozenset[str]]) -> Famil
         product: `product(spec, x, matrix)` in plain JAX, with the matrix view of the whole weight.
             `spec.weight` is the weight's own specification, `pattern.spec()`.
         dtypes: for each platform with handlers, the dtypes that they take.
+        devices: for some formats, by name, what `core.family.Family` takes as `devices`.
     """
 
     def packed_reference(spec, x, values, *indices):
@@ -54,6 +61,7 @@ def make(op: str, product: Callable, dtypes: dict[str, frozenset[str]]) -> Famil
             dtypes,
             copies.indices,
             dense=functools.partial(packed_dense, copies),
+            devices=(devices or {}).get(name),
         )
         for name, copies in _COPIES.items()
     }

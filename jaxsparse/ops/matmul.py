@@ -11,7 +11,7 @@ from jax import lax
 
 from jaxsparse.core import contract
 from jaxsparse.formats.pattern import Pattern, WeightSpec, check_pattern, check_single
-from jaxsparse.ops import arguments, families, parts
+from jaxsparse.ops import arguments, cuda, families, parts
 from jaxsparse.ops.options import check_options
 
 
@@ -56,8 +56,12 @@ def _dot(spec, x, w):
     return y.astype(result)
 
 
+_DTYPES = frozenset({"float32", "float64", "bfloat16", "float16"})
 MATMUL = families.make(
-    "matmul", _dot, {"cpu": frozenset({"float32", "float64", "bfloat16", "float16"})}
+    "matmul",
+    _dot,
+    {"cpu": _DTYPES, "cuda": _DTYPES},
+    {"block": {"cuda": cuda.BlockMatmulDevice()}},
 )
 
 

@@ -165,6 +165,19 @@ def test_load_says_built_but_cannot_be_loaded(make_module, ffi_headers, source, 
     )
 
 
+def test_load_says_why_the_build_left_it_out(tmp_path, monkeypatch, ffi_headers):
+    package = tmp_path / "package_without_cuda"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_cuda_absent.txt").write_text("no nvcc was found when it was installed\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    extension = native.load("cuda", f"{package.name}._cuda", "auto", ffi_headers)
+    assert extension.why_absent == (
+        "jaxsparse has no CUDA kernels here: package_without_cuda._cuda was not built, no nvcc was "
+        "found when it was installed."
+    )
+
+
 def test_load_required_raises_where_kernels_are_absent(ffi_headers):
     with pytest.raises(ImportError, match=r"was not built\. \(JAXSPARSE_KERNELS=required\)"):
         native.load("cpu", "jaxsparse._no_such_module", "required", ffi_headers)
@@ -262,9 +275,6 @@ def test_the_default_instruction_set_is_the_best_one():
 
 def test_every_other_platform_has_a_reason():
     assert native.why_absent("cpu") is None
-    assert native.why_absent("cuda") == (
-        "jaxsparse has no CUDA kernels here: jaxsparse._cuda was not built."
-    )
     assert native.why_absent("tpu") == (
         "jaxsparse has no TPU kernels here: there are none for this platform."
     )

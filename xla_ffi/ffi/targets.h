@@ -30,4 +30,10 @@ std::vector<Target> ColumnCopyTargets();
 std::vector<Target> SparseConvTargets();
 
 }  // namespace cpu
+
+namespace cuda {
+
+std::vector<Target> AllTargets();
+
+}  // namespace cuda
 }  // namespace jaxsparse
