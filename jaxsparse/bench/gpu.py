@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.bench import environment, measure
+from jaxsparse.bench import measure
 from jaxsparse.core import dispatch, native
+from jaxsparse.tune import environment
 
 ROLES = ("forward", "input_grad", "weight_grad")
 CALLS = 4  # in one program, each with inputs of its own: 128 MB and more at 4096 in bfloat16
@@ -71,9 +72,11 @@ class Cell:
 
     @property
     def goal(self) -> float | None:
-        if self.dtype != "bfloat16" or self.rows < 4096 or None in (self.block, self.density):
+        if self.dtype != "bfloat16" or self.rows < 4096:
             return None
-        return GOALS.get((self.role == "weight_grad", self.block), {}).get(self.density or 0.0)
+        if self.block is None or self.density is None:
+            return None
+        return GOALS.get((self.role == "weight_grad", self.block), {}).get(self.density)
 
 
 def modelled_speedup(cell: Cell) -> float | None:

@@ -1,4 +1,4 @@
-"""Without an nvcc that works the build goes on without CUDA and says why, or stops where told to."""
+"""Without an nvcc that works the build goes on without CUDA and says why, or stops if told to."""
 
 import pathlib
 import re
