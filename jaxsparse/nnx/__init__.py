@@ -11,6 +11,7 @@ try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
     from jaxsparse.nnx.conv import Conv, ConvTranspose
     from jaxsparse.nnx.linear import Linear, LinearGeneral
+    from jaxsparse.nnx.prune import prune, start_pruning
     from jaxsparse.nnx.sparsity import Sparsity, apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
     raise without_flax("jaxsparse.nnx", error) from error
@@ -23,5 +24,7 @@ __all__ = [
     "Sparsity",
     "apply_patterns",
     "pack",
+    "prune",
+    "start_pruning",
     "unpack",
 ]
