@@ -70,7 +70,7 @@ def prune(pruner, model, optimizer, state, loss=None) -> Any:
     )
     nnx.replace_by_pure_dict(params, weights)
     nnx.update(model, params)
-    if optimizer is not None:
+    if optimizer is not None and slots is not None:
         nnx.replace_by_pure_dict(slots, memory)
         nnx.update(optimizer, slots)
     sparsities = nnx.state(model, Sparsity)

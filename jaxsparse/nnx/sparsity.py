@@ -32,6 +32,7 @@ class SparseKernel:
 
     kernel: nnx.Param
     sparsity: Sparsity | None
+    grad: str
     name: str | None = None
 
     def _make_sparse(
