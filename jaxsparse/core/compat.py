@@ -89,3 +89,14 @@ mlir.register_lowering(
 def psum_in_partition(value, axes):
     """`lax.psum` for use in the body of a `custom_partitioning` rule."""
     return _psum.bind(value, axes=tuple(sorted(axes))) if axes else value
+
+
+def scan_inputs(params) -> tuple[int, int]:
+    """How many operands of a scan are the same in every round, and how many are carried.
+
+    The parameters of its equation are numbers in JAX 0.10.2, trees of the operands in 0.12.0.1.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    same, carried, _ = params["ft_in"].unpack()
+    return len(same), len(carried)

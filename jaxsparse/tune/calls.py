@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core as jex_core
 
-from jaxsparse.core import dispatch
+from jaxsparse.core import compat, dispatch
 from jaxsparse.core.kinds import Role
 
 _LARGEST_INDEX = 1 << 28
@@ -149,7 +149,7 @@ def _inner(params) -> Iterator[tuple]:
 def _passed(eqn, inner, given) -> list:
     """What is known of the arguments of an inner jaxpr; in a loop, of its first round."""
     if eqn.primitive.name == "scan":
-        num_same, num_carried = eqn.params["num_consts"], eqn.params["num_carry"]
+        num_same, num_carried = compat.scan_inputs(eqn.params)
         rows = given[num_same + num_carried :]
         first = [None if row is None or not len(row) else row[0] for row in rows]
         return [*given[:num_same], *[None] * num_carried, *first]
