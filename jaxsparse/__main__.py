@@ -213,9 +213,7 @@ def _bench(options) -> int:
 def _show(options) -> int:
     from jaxsparse.io import show, weights
 
-    if not options.checkpoint.exists():
-        raise ValueError(f"show: a checkpoint is a folder or a file, got {options.checkpoint}.")
-    tree = weights.read(options.checkpoint)
+    tree = weights.tree_of("show", options.checkpoint)
     print(show.report(tree))
     if options.layer is not None:
         for each in show.pictures(tree, options.layer, width=options.width):
@@ -229,8 +227,6 @@ def _show(options) -> int:
 def _convert(options) -> int:
     from jaxsparse.io.convert import convert
 
-    if not options.source.exists():
-        raise ValueError(f"convert: a checkpoint is a folder or a file, got {options.source}.")
     print(
         convert(
             options.source,

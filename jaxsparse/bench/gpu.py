@@ -334,8 +334,8 @@ def break_even(rows: Iterable[dict]) -> dict:
     for row in rows:
         if row.get("block") is None or row["implementation"] != "ffi":
             continue
-        member = js.Block((row["block"],) * 2)
-        pattern = js.patterns.full(member, (row["size"], row["size"]))
+        format = js.Block((row["block"],) * 2)
+        pattern = js.patterns.full(format, (row["size"], row["size"]))
         key = (row["role"], row["dtype"], _shape_class(pattern, row["rows"], row["precision"]))
         worst = ratios.setdefault(key, {})
         worst[row["density"]] = min(worst.get(row["density"], np.inf), row["speedup"])

@@ -100,8 +100,8 @@ def ticket(shape: tuple[int, ...], density: float) -> np.ndarray:
     matters = rng.lognormal(0, 1, (1, size_in, 1)) * rng.lognormal(0, 0.3, (taps, 1, 1))
     matters = matters * rng.lognormal(0, 0.7, size_out)
     matters = matters * rng.lognormal(0, 0.8, (1, size_in, 8))[..., rng.integers(8, size=size_out)]
-    drawn = rng.random(matters.shape) ** (
-        1 / matters
-    )  # as many as wanted, drawn by how they matter
-    least = np.partition(drawn.ravel(), -round(density * drawn.size))[-round(density * drawn.size)]
+    # As many as wanted, drawn by how much they matter.
+    drawn = rng.random(matters.shape) ** (1 / matters)
+    count = round(density * drawn.size)
+    least = np.partition(drawn.ravel(), -count)[-count]
     return (drawn >= least).reshape(shape)

@@ -85,7 +85,7 @@ class Check:
 
     def __init__(self, rtol: float | None, raises: bool):
         self._rtol, self._raises = rtol, raises
-        self._lock, self._contexts = threading.Lock(), []
+        self._lock = threading.Lock()
         self.rows: list[Compared] = []
 
     @property
@@ -97,17 +97,14 @@ class Check:
         return "\n".join(map(str, self.rows)) or "no sparse call was compiled"
 
     def __enter__(self) -> "Check":
-        context = modes.set_to(check=self)
-        context.__enter__()
-        self._contexts.append(context)
+        modes.enter(check=self)
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        self._contexts.pop().__exit__(error_type, error, traceback)
+        modes.leave(error_type, error, traceback)
+        # Comparisons end before the results that they belong to.
         jax.effects_barrier()
-        jax.block_until_ready(
-            jax.live_arrays()
-        )  # comparisons end before the results they belong to
+        jax.block_until_ready(jax.live_arrays())
         if self._raises and error_type is None and self.bad:
             lines = "\n  ".join(map(str, self.bad))
             raise CheckError(f"check: sparse results must be those of the dense op, got\n  {lines}")

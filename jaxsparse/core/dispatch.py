@@ -195,6 +195,17 @@ class Equation:
     name: str
     times: int
 
+    @classmethod
+    def inside(cls, eqn, around: str, times: int) -> "Equation":
+        """An equation of a jaxpr that runs `times` times under the name `around`."""
+        return cls(eqn, "/".join(filter(None, (around, str(eqn.source_info.name_stack)))), times)
+
+    @property
+    def times_inside(self) -> int:
+        """How often what is inside it runs."""
+        is_loop = self.eqn.primitive.name == "scan"
+        return self.times * (self.eqn.params["length"] if is_loop else 1)
+
 
 def explain(function, *args, platform: str | None = None, **kwargs) -> list[Call]:
     """Every sparse call that `function(*args)` makes, with the path it takes and why.
@@ -221,11 +232,10 @@ def platform_name(given: str | None = None) -> str:
 def equations(jaxpr, around: str = "", times: int = 1) -> Iterator[Equation]:
     """Every equation of a jaxpr, and of those inside it."""
     for eqn in jaxpr.eqns:
-        name = "/".join(filter(None, (around, str(eqn.source_info.name_stack))))
-        yield Equation(eqn, name, times)
-        inside = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
+        equation = Equation.inside(eqn, around, times)
+        yield equation
         for inner in jex_core.jaxprs_in_params(eqn.params):
-            yield from equations(inner, name, inside)
+            yield from equations(inner, equation.name, equation.times_inside)
 
 
 def member_of(eqn):

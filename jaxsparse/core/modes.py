@@ -6,6 +6,7 @@ is traced anew inside it, and found again after it.
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Setting:
 
 
 _setting = jax.make_user_context(Setting())
+_entered = threading.local()  # `blocks`, those of `enter` in this thread
 
 
 def current() -> Setting:
@@ -58,6 +60,18 @@ def set_to(**changes) -> Iterator[None]:
     """Changes some of the setting inside a `with` block, in this thread."""
     with _setting(dataclasses.replace(current(), **changes)):
         yield
+
+
+def enter(**changes) -> None:
+    """`set_to` for objects that are contexts themselves, and may be in several threads at once."""
+    block = set_to(**changes)
+    block.__enter__()
+    _entered.__dict__.setdefault("blocks", []).append(block)
+
+
+def leave(*error) -> None:
+    """Ends the innermost block of `enter` in this thread; `error` is what `__exit__` gets."""
+    _entered.blocks.pop().__exit__(*error)
 
 
 def mode(name: str):

@@ -15,7 +15,7 @@ from jaxsparse.io import checkpoint
 from jaxsparse.io.entries import entries_of, nested
 from jaxsparse.io.safetensors import save_plain as save_plain_safetensors
 from jaxsparse.io.safetensors import to_safetensors
-from jaxsparse.io.weights import Weight, read, weights_of
+from jaxsparse.io.weights import Weight, tree_of, weights_of
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.models.summary import as_table
 from jaxsparse.patterns import from_mask
@@ -86,7 +86,7 @@ def convert(source, target, rules: list[str], *, dense: bool, overwrite: bool) -
     if dense and rules:
         raise ValueError("convert: --dense leaves no formats, got rules, too. Leave one out.")
     parsed = [Rule.of(rule) for rule in rules]
-    tree = read(source)
+    tree = tree_of("convert", source)
     entries = entries_of("convert", tree)
     values, nodes, rows, used = dict(entries.values), dict(entries.nodes), [], set()
     for weight in weights_of(tree):

@@ -171,11 +171,7 @@ def _chosen(array, pattern: Pattern, patterns: str) -> Pattern:
             make.from_mask(one != 0, format, capacity=capacity, order=order)
             for one, order in zip(each, orders)
         ]
-    if not pattern.group:
-        return made[0]
-    indices = (np.stack(index) for index in zip(*(p.indices for p in made)))
-    lead = pattern.group
-    return made[0].with_indices(*(jnp.asarray(i).reshape(*lead, *i.shape[1:]) for i in indices))
+    return make.stack(made, pattern.group)
 
 
 def _check(function: str, name: str, array, shape: tuple[int, ...], like) -> None:
@@ -206,7 +202,7 @@ def _finder(given: Mapping[str, Any]) -> Callable:
 def _arrays_of(source) -> dict[str, Any]:
     """The dense arrays of a source by name."""
     if isinstance(source, (str, pathlib.Path)):
-        source = _read(pathlib.Path(source))
+        source = read("load_dense", source)
     optional = _random_states(source)
     entries = entries_of("load_dense", source)
     for name, value in entries.values.items():
@@ -222,14 +218,22 @@ def _arrays_of(source) -> dict[str, Any]:
     }
 
 
-def _read(path: pathlib.Path):
+def read(function: str, path) -> Any:
+    """The tree of a checkpoint: a folder of `save` or of plain Orbax, or a safetensors file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"{function}: a checkpoint is a folder or a file, got {path}.")
     if path.is_file():
         from jaxsparse.io.safetensors import from_safetensors
 
         return from_safetensors(path)
     if (path / "manifest").exists():
         return checkpoint.load(path)
-    return checkpoint.load_plain("load_dense", path)
+    return checkpoint.load_plain(function, path)
 
 
 def _random_states(tree) -> set[str]:

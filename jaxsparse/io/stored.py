@@ -18,7 +18,7 @@ import numpy as np
 from jaxsparse.formats.columns import Grouped
 from jaxsparse.formats.parse import as_format
 from jaxsparse.formats.pattern import Pattern
-from jaxsparse.patterns.make import is_traced
+from jaxsparse.patterns.make import is_traced, stack
 
 _WORTH = 0.75  # of the bytes of a whole array: zeros are left out below it
 
@@ -163,12 +163,7 @@ def _pattern(format, shape, group, capacity: int, is_stored, order) -> Pattern:
         row[: len(found)] = found
     orders = [None] * layers if order is None else np.asarray(order).reshape(layers, -1)
     patterns = [format.pattern(row, shape, order) for row, order in zip(places, orders)]
-    if not group:
-        return patterns[0]
-    indices = (np.stack(index) for index in zip(*(p.indices for p in patterns)))
-    return patterns[0].with_indices(
-        *(jnp.asarray(i.reshape(*group, *i.shape[1:])) for i in indices)
-    )
+    return stack(patterns, group)
 
 
 def _stored_places(is_set: np.ndarray) -> tuple[np.ndarray, str]:

@@ -1,7 +1,6 @@
 """What is in a checkpoint, without the model that it is of: weights by name, and their patterns."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.formats.split import SplitWeight
 from jaxsparse.formats.weight import WeightSum
-from jaxsparse.io import checkpoint
-from jaxsparse.io.dense import kernel_of
+from jaxsparse.io.dense import kernel_of, read
 from jaxsparse.io.entries import entries_of
 from jaxsparse.layers import kernel as kernels
 
@@ -50,20 +48,12 @@ class Weight:
         return kernels.unpack(self.value, packed)[0]
 
 
-def read(path) -> Any:
-    """The tree of a checkpoint: a folder of `save` or of plain Orbax, or a safetensors file.
+def tree_of(function: str, path) -> Any:
+    """The tree of a checkpoint of any kind, as `weights_of` takes it.
 
     Sums of weights and weights in parts, which have no pattern of their own, are dense in it.
     """
-    path = pathlib.Path(path)
-    if path.is_file():
-        from jaxsparse.io.safetensors import from_safetensors
-
-        tree = from_safetensors(path)
-    elif (path / "manifest").exists():
-        tree = checkpoint.load(path)
-    else:
-        tree = checkpoint.load_plain("load", path)
+    tree = read(function, path)
     is_whole = lambda leaf: isinstance(leaf, (WeightSum, SplitWeight))
     return jax.tree.map(
         lambda leaf: leaf.todense() if is_whole(leaf) else leaf, tree, is_leaf=is_whole
@@ -83,15 +73,6 @@ def weights_of(tree) -> Iterator[Weight]:
             sparse[kernel.entry] = kernel
     for name, value in entries.values.items():
         if name in sparse:
-            kernel = sparse[name]
-            yield Weight(
-                kernel.name,
-                name,
-                value,
-                kernel.shape,
-                kernel.pattern_entry,
-                kernel.pattern,
-                kernel.is_packed,
-            )
+            yield Weight(value=value, **sparse[name]._asdict())
         elif not isinstance(value, Pattern) and np.ndim(value) >= 2:
             yield Weight(name, name, value, tuple(np.shape(value)))

@@ -121,7 +121,7 @@ def _against_whole(plan, function, arguments, elapsed, budget_s) -> Plan:
             plan = plan.all_by(path)
             whole["plan"] = whole[mode]
             break
-    return dataclasses.replace(plan, whole_ms=whole, _contexts=[])
+    return dataclasses.replace(plan, whole_ms=whole)
 
 
 def _with_gradients(one: Program) -> Callable:

@@ -22,7 +22,7 @@ from jaxsparse.linen import conv, linear
 from jaxsparse.linen.kernel import SparseKernel
 from jaxsparse.linen.variables import COLLECTION
 from jaxsparse.models.program import Layer, Program, scope
-from jaxsparse.models.rules import Rules, masked, options_of, pattern_for
+from jaxsparse.models.rules import Rules, masked, options_of, pattern_for, why_dense
 from jaxsparse.models.summary import Replaced, Summary
 
 # Matched exactly: a subclass may compute something else with its kernel.
@@ -345,12 +345,7 @@ def _why_not(module: _Seen | None) -> str | None:
     """Why a module stays dense; None where it need not."""
     if module is None:
         return "the sample does not reach it"
-    if module.type in REPLACED:
-        return None
-    base = next((t for t in REPLACED if issubclass(module.type, t)), None)
-    if base is None:
-        return f"{module.type.__name__} has no sparse form"
-    return f"it is a subclass of {base.__name__}, which may compute something else"
+    return why_dense(module.type, REPLACED)
 
 
 def _weights(params, path: tuple[str, ...] = ()):

@@ -12,7 +12,7 @@ import jaxsparse.nnx as sparse
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.layers import options as layer_options
 from jaxsparse.models.program import Layer, Program, scope
-from jaxsparse.models.rules import Rules, masked, options_of, pattern_for
+from jaxsparse.models.rules import Rules, masked, options_of, pattern_for, why_dense
 from jaxsparse.models.summary import Replaced, Summary
 from jaxsparse.nnx.sparsity import SparseKernel, Sparsity, users_of_variables
 
@@ -93,12 +93,7 @@ def layers(model) -> Iterator[tuple[str, Any]]:
 
 def _why_not(kind: type) -> str | None:
     """Why a module of this type stays dense; None where it need not."""
-    if kind in SPARSE_TYPES or kind in DENSE_TYPES:
-        return None
-    base = next((t for t in (*SPARSE_TYPES, *DENSE_TYPES) if issubclass(kind, t)), None)
-    if base is None:
-        return f"{kind.__name__} has no sparse form"
-    return f"it is a subclass of {base.__name__}, which may compute something else"
+    return why_dense(kind, (*SPARSE_TYPES, *DENSE_TYPES))
 
 
 def _other_user(layer, users) -> str | None:
@@ -113,14 +108,16 @@ def _kernel_shape(layer) -> tuple[int, ...]:
     if isinstance(layer, SparseKernel) and layer.sparsity is not None and layer.is_packed:
         stored = layer.sparsity.get_value()
         return (*stored.pattern.group, *stored.kernel_shape)
-    variables = [v for v in vars(layer).values() if isinstance(v, nnx.Param)]
-    weight = getattr(layer, "kernel", None)
-    weight = (
-        weight
-        if isinstance(weight, nnx.Param)
-        else max(variables, key=lambda v: np.ndim(v.get_value()))
-    )
-    return tuple(weight.get_value().shape)
+    return tuple(_weight(layer).shape)
+
+
+def _weight(layer):
+    """The kernel of a layer, or the array of most axes where nothing has that name."""
+    kernel = getattr(layer, "kernel", None)
+    if isinstance(kernel, nnx.Param):
+        return kernel.get_value()
+    params = (v.get_value() for v in vars(layer).values() if isinstance(v, nnx.Param))
+    return max(params, key=np.ndim)
 
 
 def seen_shape(layer) -> tuple[int, tuple[int, ...]]:
@@ -228,12 +225,12 @@ def program(model, sample: tuple, call) -> Program:
     named = nnx.clone(model, variables=False)
 
     def name(path, module):
-        if any(module is layer for layer in holders):
+        if id(module) in holders:
             object.__setattr__(module, "__class__", _named(type(module)))
             object.__setattr__(module, "path_in_program", path)
         return module
 
-    holders = [layer for _, layer in layers(named)]
+    holders = {id(layer) for _, layer in layers(named)}
     graph, state = nnx.split(_walk(named, name))
 
     def function(state, *sample):
@@ -256,11 +253,7 @@ def _named(layer_type: type) -> type:
 
 def _described(path: str, layer) -> Layer:
     pattern = layer.pattern if isinstance(layer, SparseKernel) else None
-    weights = [v.get_value() for v in vars(layer).values() if isinstance(v, nnx.Param)]
-    weight = max(weights, key=np.ndim)
-    if isinstance(layer, SparseKernel):
-        weight = layer.kernel.get_value()
-    kind = type(layer).__name__
+    weight, kind = _weight(layer), type(layer).__name__
     nbytes = weight.size * weight.dtype.itemsize
     if pattern is None:
         why = _why_not(type(layer)) or "it has no pattern"

@@ -16,7 +16,7 @@ from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 from jaxsparse.patterns import from_mask
 from jaxsparse.patterns.dense import dense_and_nonzero, largest_parts
-from jaxsparse.patterns.make import is_traced
+from jaxsparse.patterns.make import is_traced, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +224,7 @@ def pattern_for(
         capacity = max((p.capacity for p in patterns), default=0)
         if num_lead:
             patterns = [from_mask(one, format, capacity=capacity) for one in stored]
-    if not num_lead:
-        return patterns[0]
-    indices = (np.stack(index) for index in zip(*(p.indices for p in patterns)))
-    return patterns[0].with_indices(*(jnp.asarray(i).reshape(*lead, *i.shape[1:]) for i in indices))
+    return stack(patterns, lead)
 
 
 def masked(kernel, pattern: Pattern, mask=None):
@@ -235,11 +232,10 @@ def masked(kernel, pattern: Pattern, mask=None):
 
     On the host where all is known: XLA would compile a program for each shape and pattern.
     """
+    given = kernel
     if mask is not None:
         xp = jnp if is_traced(kernel, mask) else np
-        kernel, before = xp.where(mask, kernel, xp.zeros((), kernel.dtype)), kernel
-    else:
-        before = kernel
+        kernel = xp.where(mask, kernel, xp.zeros((), kernel.dtype))
     if is_traced(kernel, *pattern.indices):
         return kernels.mask(kernel, pattern)
     spec, indices = pattern.spec(), [np.asarray(index) for index in pattern.indices]
@@ -250,7 +246,7 @@ def masked(kernel, pattern: Pattern, mask=None):
         grid_mask[rows[is_used], cols[is_used]] = True
         stored[group] = spec.format.spread(grid_mask, spec.weight_shape)
     whole = np.where(stored.reshape(kernel.shape), kernel, np.zeros((), kernel.dtype))
-    return jax.device_put(whole, before.sharding) if isinstance(before, jax.Array) else whole
+    return jax.device_put(whole, given.sharding) if isinstance(given, jax.Array) else whole
 
 
 def _check_fit(path: str, format: Format, shape: tuple[int, ...], rule: Rule) -> None:
@@ -265,6 +261,16 @@ def _check_fit(path: str, format: Format, shape: tuple[int, ...], rule: Rule) ->
         f"kernel is a matrix of shape {sizes}, by {rule}. Before that rule, put one for this layer "
         f'with format "{name}" or "unstructured", or None to leave it dense.'
     )
+
+
+def why_dense(kind: type, replaced: Iterable[type]) -> str | None:
+    """Why a module of this type stays dense; None for exactly those types that are replaced."""
+    base = next((t for t in replaced if issubclass(kind, t)), None)
+    if base is None:
+        return f"{kind.__name__} has no sparse form"
+    if kind in replaced:
+        return None
+    return f"it is a subclass of {base.__name__}, which may compute something else"
 
 
 def _largest_power(limit: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -387,6 +388,17 @@ def exchange(pattern: Pattern, keep_scores, grow_scores, count) -> Pattern:
     new = from_listed("exchange", kept | grown, format, shape, pattern.capacity, order)
     # A pattern that lost parts stays one that nothing takes.
     return new.lost_where(~pattern.is_valid())
+
+
+def stack(patterns: Sequence[Pattern], lead: tuple[int, ...]) -> Pattern:
+    """Patterns of one format, shape and capacity as one, with indices `[*lead, capacity]`.
+
+    The only one itself, where `lead` is empty.
+    """
+    if not lead:
+        return patterns[0]
+    indices = (np.stack(index) for index in zip(*(p.indices for p in patterns)))
+    return patterns[0].with_indices(*(jnp.asarray(i.reshape(*lead, *i.shape[1:])) for i in indices))
 
 
 def as_array(array):

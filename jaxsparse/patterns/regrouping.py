@@ -335,10 +335,10 @@ def _partitioned(rows: np.ndarray, num_groups: int, imbalance: float, seed: int)
     return sorted(groups, key=len, reverse=True)
 
 
-def _made(shape, groups, partition, width: int, predicted=None) -> Regrouping:
+def _made(shape, groups, parts, width: int, predicted=None) -> Regrouping:
     """The regrouping, with an order in which few stored groups have outputs of several parts."""
-    whole = [outputs[: len(outputs) // width * width] for outputs in partition]
-    rest = [outputs[len(taken) :] for outputs, taken in zip(partition, whole)]
+    whole = [outputs[: len(outputs) // width * width] for outputs in parts]
+    rest = [outputs[len(taken) :] for outputs, taken in zip(parts, whole)]
     order = np.concatenate([np.zeros(0, np.int64), *whole, *rest])
     others = np.setdiff1d(np.arange(shape[-1]), order)
     order = np.concatenate([order, others]).astype(np.int32)

@@ -52,7 +52,8 @@ def of_function(function, arguments: Sequence) -> dict[str, KindOfCall]:
     platform = dispatch.platform_name()
     found: dict[str, KindOfCall] = {}
     known = [leaf if _is_index(leaf) else None for leaf in jax.tree.leaves(arguments)]
-    for eqn, values, name, times in _equations(closed.jaxpr, closed.consts, known, "", 1)[0]:
+    for equation, values in _equations(closed.jaxpr, closed.consts, known, "", 1)[0]:
+        eqn, times = equation.eqn, equation.times
         member = dispatch.member_of(eqn)
         if member is None or eqn.params["implementation"] is not None:
             continue
@@ -67,7 +68,7 @@ def of_function(function, arguments: Sequence) -> dict[str, KindOfCall]:
         key = dispatch.call_key(member, spec, n_group, shapes, dtype)
         count = len(member.operands)
         indices = values[count:] if all(value is not None for value in values[count:]) else None
-        call = dispatch.call_of(dispatch.Equation(eqn, name, times), platform)
+        call = dispatch.call_of(equation, platform)
         assert call is not None
         kind = found.setdefault(
             key,
@@ -85,7 +86,7 @@ def of_function(function, arguments: Sequence) -> dict[str, KindOfCall]:
         )
         kind.calls += times
         kind.macs += times * call.macs * call.density
-        kind.names[name] = None
+        kind.names[equation.name] = None
         kind.indices = indices if kind.indices is None else kind.indices
     return found
 
@@ -102,10 +103,10 @@ def _is_whole(dtype) -> bool:
 
 
 def _equations(jaxpr, consts, known, around: str, times: int):
-    """Every equation with what is known of its inputs, its name and how often it runs.
+    """Every equation with what is known of its inputs.
 
     Returns:
-        `[(eqn, values, name, times), ...]`, and what is known of the results.
+        `[(equation, values), ...]`, and what is known of the results.
     """
     found = []
     values = dict(zip(jaxpr.constvars, (c if _is_index(c) else None for c in consts)))
@@ -115,14 +116,14 @@ def _equations(jaxpr, consts, known, around: str, times: int):
         return var.val if isinstance(var, jex_core.Literal) else values.get(var)
 
     for eqn in jaxpr.eqns:
-        name = "/".join(filter(None, (around, str(eqn.source_info.name_stack))))
+        equation = dispatch.Equation.inside(eqn, around, times)
         given = [read(var) for var in eqn.invars]
-        found.append((eqn, given, name, times))
+        found.append((equation, given))
         results = [None] * len(eqn.outvars)
-        inside = times * (eqn.params["length"] if eqn.primitive.name == "scan" else 1)
         inner_jaxprs = list(_inner(eqn.params))
+        where = equation.name, equation.times_inside
         for inner, inner_consts in inner_jaxprs:
-            more, ends = _equations(inner, inner_consts, _passed(eqn, inner, given), name, inside)
+            more, ends = _equations(inner, inner_consts, _passed(eqn, inner, given), *where)
             found += more
             if len(inner_jaxprs) == 1 and eqn.primitive.name in _CALLS:
                 results = ends

@@ -70,16 +70,13 @@ class Plan:
     calls: tuple[Planned, ...]
     skipped: tuple[str, ...] = ()
     whole_ms: dict[str, float] = dataclasses.field(default_factory=dict)
-    _contexts: list = dataclasses.field(default_factory=list, repr=False)
 
     def __enter__(self) -> "Plan":
-        context = modes.set_to(plan=self, mode=None)
-        context.__enter__()
-        self._contexts.append(context)
+        modes.enter(plan=self, mode=None)
         return self
 
     def __exit__(self, *error) -> None:
-        self._contexts.pop().__exit__(*error)
+        modes.leave(*error)
 
     @functools.cached_property
     def _by_key(self) -> dict[str, Planned]:
@@ -104,7 +101,7 @@ class Plan:
     def all_by(self, path: str) -> "Plan":
         """The same calls, all in one way."""
         calls = tuple(dataclasses.replace(call, path=path) for call in self.calls)
-        return dataclasses.replace(self, calls=calls, _contexts=[])
+        return dataclasses.replace(self, calls=calls)
 
     def merge(self, other: "Plan") -> "Plan":
         """A plan with the calls of both, such as those of several batch sizes.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 import time
 
 import jax
@@ -13,6 +14,7 @@ from flax_networks import TOKENS, LinenTransformer, make_linen
 from machine import need
 
 import jaxsparse as js
+from jaxsparse.core import modes
 from jaxsparse.models import calibrate as calibration
 from jaxsparse.tune import calls, timing
 
@@ -271,3 +273,24 @@ def test_the_innermost_of_modes_and_plans_decides():
 def test_bad_options_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         js.calibrate(two_layers, X, **options)
+
+
+def test_a_plan_that_holds_in_two_threads_leaves_each_as_it_was():
+    plan, before = js.Plan({}, ()), modes.current()
+    entered, may_leave, after = threading.Event(), threading.Event(), []
+
+    def other():
+        with js.mode("sparse"):
+            with plan:
+                entered.set()
+                may_leave.wait()
+            after.append(modes.current().mode)
+
+    thread = threading.Thread(target=other)
+    with plan:
+        thread.start()
+        entered.wait()
+    assert modes.current() == before
+    may_leave.set()
+    thread.join()
+    assert after == ["sparse"]

@@ -4,42 +4,21 @@
 
 namespace jaxsparse::cuda {
 
-// Tensor cores, sums in float32.
-struct TensorBF16 {
-  using Element = BF16;
-  using Sum = float;
-  static constexpr bool kOnTensorCores = true;
-  static constexpr int kDepth = 16;        // of one matrix instruction
+template <class Element_, class Sum_, int kDepth_>
+struct Arithmetic {
+  using Element = Element_;
+  using Sum = Sum_;
+  static constexpr int kDepth = kDepth_;   // of one matrix instruction
   static constexpr int kDepthsAtOnce = 2;  // in one go, as many as there are registers for
+  static constexpr bool kOnTensorCores = kDepth > 1;
 };
-struct TensorF16 {
-  using Element = F16;
-  using Sum = float;
-  static constexpr bool kOnTensorCores = true;
-  static constexpr int kDepth = 16;
-  static constexpr int kDepthsAtOnce = 2;
-};
-struct TensorTF32 {
-  using Element = float;
-  using Sum = float;
-  static constexpr bool kOnTensorCores = true;
-  static constexpr int kDepth = 8;
-  static constexpr int kDepthsAtOnce = 2;
-};
+
+// Tensor cores, sums in float32.
+struct TensorBF16 : Arithmetic<BF16, float, 16> {};
+struct TensorF16 : Arithmetic<F16, float, 16> {};
+struct TensorTF32 : Arithmetic<float, float, 8> {};
 // Ordinary fused multiply-adds: every product exact.
-struct ExactF32 {
-  using Element = float;
-  using Sum = float;
-  static constexpr bool kOnTensorCores = false;
-  static constexpr int kDepth = 1;
-  static constexpr int kDepthsAtOnce = 2;
-};
-struct ExactF64 {
-  using Element = double;
-  using Sum = double;
-  static constexpr bool kOnTensorCores = false;
-  static constexpr int kDepth = 1;
-  static constexpr int kDepthsAtOnce = 2;
-};
+struct ExactF32 : Arithmetic<float, float, 1> {};
+struct ExactF64 : Arithmetic<double, double, 1> {};
 
 }  // namespace jaxsparse::cuda
