@@ -92,4 +92,4 @@ def mode(name: str):
     """
     if name not in MODES:
         raise ValueError(f'mode: a mode is "dense" or "sparse", got {name!r}.')
-    return set_to(mode=name, plan=None)
+    return set_to(mode=name)  # goes before any plan

@@ -35,6 +35,13 @@ def test_as_many_outputs_stay_as_the_formula_says(rate, number, shape):
     assert masks["w"].shape == shape
 
 
+def test_a_whole_number_of_outputs_is_not_rounded_down():
+    mask = np.zeros((3, 12), bool)
+    mask[0, 5] = True
+    masks = pruning.refill(of(mask), of(np.ones((3, 12))), rate=1 / 7)  # 1/3 + (12 - 1/3) / 7 = 2
+    assert len(kept(masks)) == 2
+
+
 def test_refill_keeps_about_as_many_weights_as_the_mask_had():
     rng = np.random.default_rng(0)
     mask = rng.random((3, 3, 8, 64)) < 0.25
