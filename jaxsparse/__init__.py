@@ -27,6 +27,13 @@ from jaxsparse.ops.conv import conv
 from jaxsparse.ops.conv_general_dilated import conv_general_dilated
 from jaxsparse.ops.conv_transpose import conv_transpose
 from jaxsparse.ops.dot_general import dot_general
+from jaxsparse.ops.masked import (
+    active_places,
+    masked_conv,
+    masked_conv_transpose,
+    masked_matmul,
+    output_mask,
+)
 from jaxsparse.ops.matmul import matmul, sddmm
 from jaxsparse.patterns.dense import (
     block_norms,
@@ -58,6 +65,7 @@ __all__ = [
     "Timed",
     "Unstructured",
     "WeightSum",
+    "active_places",
     "benchmark",
     "block_norms",
     "calibrate",
@@ -72,10 +80,14 @@ __all__ = [
     "explain",
     "fromdense",
     "fromsparse",
+    "masked_conv",
+    "masked_conv_transpose",
+    "masked_matmul",
     "matmul",
     "merge",
     "mode",
     "norm_kept",
+    "output_mask",
     "patterns",
     "pruning",
     "report",

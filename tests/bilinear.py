@@ -98,6 +98,23 @@ def make_convs(dtype) -> list[Op]:
     return ops
 
 
+def make_masked(dtype) -> Op:
+    """A convolution of active places alone: of x, and of results."""
+    rng = np.random.default_rng(2)
+    mask = jnp.asarray([[True, False, True, True, False], [False, True, True, False, False]])
+    x = jnp.asarray(oracle.small_integers(rng, (2, 5, 3), 1), dtype)
+    w = jnp.asarray(oracle.small_integers(rng, (3, 3, 3), 1), dtype)
+    at_active = lambda a: jnp.where(mask[..., None], a, jnp.zeros((), a.dtype))
+
+    def theirs(x, w):
+        layout, options = ("NWC", "WIO", "NWC"), {"precision": "highest"}
+        conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=layout, **options)
+        return at_active(conv(at_active(x), w, (1,), "SAME"))
+
+    ours = functools.partial(js.masked_conv, mask=mask, submanifold=True)
+    return Op("masked_conv", ours, theirs, x, w)
+
+
 def make_ops(dtype="float32") -> dict[str, Op]:
     layer = cases.make(PROBLEM, functools.partial(oracle.small_integers, largest=1))
     pattern, w = layer.pattern(), layer.weight(dtype, garbage=False)
@@ -113,6 +130,7 @@ def make_ops(dtype="float32") -> dict[str, Op]:
         Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere),
         Op("sddmm", sddmm, of_layer(plain_sddmm), x, g),
         *make_convs(dtype),
+        make_masked(dtype),
     )
     return {op.name: op for op in ops}
 

@@ -83,6 +83,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         key = call_key(member, spec, n_group, shapes, dtype)
         if (planned := setting.plan.path_of(key)) is not None:
             return Choice(*planned)
+    if member.family.choose:
+        return member.family.choose(member, spec)
     dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype, platforms[0])
 
@@ -168,7 +170,7 @@ class Call:
         density: of the stored weight.
         macs: multiply-adds with every weight; the stored ones make `density` of them.
         path: "ffi", "xla" or "dense".
-        reason: why that path.
+        reason: why that path. Ops that decide when they run say by what.
     """
 
     member: str

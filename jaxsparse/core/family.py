@@ -20,6 +20,7 @@ Axes, the same for every op, by the role that an array's kind plays:
     indices                                int32, with one axis after the group axes:
               [*group, stored]             STORED, where each stored part sits
               [*group, any]                WHOLE, what else there is to know of a pattern
+              [*group, *batch, *inner]     BATCHED, what there is to know of each activation
 
 Group axes are where weights or patterns differ: 1 in an array that does not have them. `vmap` adds
 a batch axis where only activations are mapped, else a group axis. Nothing here ever reshapes: the
@@ -40,7 +41,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxsparse.core import compat, dispatch, kernel, modes, names, native, partition
-from jaxsparse.core.kinds import Device, Kind, Role
+from jaxsparse.core.kinds import Device, Kind, Role, role_of
 
 
 class Family:
@@ -57,10 +58,12 @@ class Family:
         compute: `compute(kind, spec, *operands, *indices, n_group)`, the member that returns `kind`
             by members of other families, for an op that has no handlers of its own.
         parts: `parts(kind)`, the members of other families that `compute` calls for `kind`.
-        indices: the roles of the index arrays that follow the operands, STORED or WHOLE; the
-            first is STORED.
+        indices: the roles of the index arrays that follow the operands: a kind where these are
+            BATCHED, else STORED or WHOLE. The first is STORED where any is.
         dense: as `reference`, and may call members of other families: what runs where handlers
             exist and do not pay. The reference if None.
+        choose: `choose(member, spec)`, the Choice of an op that decides when it runs, in `compute`;
+            None where the density decides, before that.
     """
 
     def __init__(
@@ -71,12 +74,13 @@ class Family:
         dtypes: dict[str, frozenset[str]],
         compute: Callable | None = None,
         parts: Callable | None = None,
-        indices: tuple[Role, ...] = (Role.STORED, Role.STORED),
+        indices: tuple[Role | Kind, ...] = (Role.STORED, Role.STORED),
         dense: Callable | None = None,
         devices: dict[str, Device] | None = None,
+        choose: Callable | None = None,
     ):
         self.name, self.kinds, self.reference, self.dense = name, kinds, reference, dense
-        self.devices = devices or {}
+        self.devices, self.choose = devices or {}, choose
         self.dtypes, self.compute, self.parts, self.indices = dtypes, compute, parts, indices
         self.members = {kind.name: Member(self, kind) for kind in kinds}
         for member in self.members.values():
@@ -129,7 +133,7 @@ class Member:
 
     def num_stored(self, shapes) -> int:
         """How many parts of the weight are stored, for the shapes of operands and indices."""
-        return shapes[len(self.operands)][-1]
+        return shapes[len(self.operands)][-1] if Role.STORED in self.family.indices else 0
 
     def result_shape(self, shapes, spec, n_group):
         """The shape of the result, for the shapes of operands and indices."""
@@ -188,8 +192,12 @@ class Member:
         if len(dtypes) > 1:
             names = " and ".join(sorted(dtype.name for dtype in dtypes))
             raise TypeError(f"{self.name}: operands must have one dtype, got {names}. Cast one.")
-        stored = indices[0].shape[n_group:]
+        stored = indices[0].shape[n_group:] if Role.STORED in self.family.indices else ()
+        batches = []
         for role, index in zip(self.family.indices, indices, strict=True):
+            if isinstance(role, Kind):
+                batches.append(self._check_batched(role, index, spec, n_group))
+                continue
             if index.dtype != jnp.int32 or index.ndim != n_group + 1:
                 raise TypeError(
                     f"{self.name}: indices must be int32 with one axis after {n_group} group axes, "
@@ -200,7 +208,6 @@ class Member:
                     f"{self.name}: all indices must be of one length, got shapes "
                     f"{[i.shape for i in indices]}. Make patterns with jaxsparse.patterns."
                 )
-        batches = []
         for kind, operand in zip(self.operands, operands, strict=True):
             inner = spec.inner(kind.name)
             end = operand.ndim - len(inner)
@@ -219,7 +226,7 @@ class Member:
         if len(set(batches)) > 1:
             raise ValueError(
                 f"{self.name}: both operands must have the same batch axes, got "
-                f"{batches[0]} and {batches[1]}."
+                f"{' and '.join(map(str, batches))}."
             )
         for axis in range(n_group):
             sizes = {array.shape[axis] for array in (*operands, *indices)} - {1}
@@ -227,6 +234,17 @@ class Member:
                 raise ValueError(
                     f"{self.name}: group axis {axis} must have one size, or 1, got {sorted(sizes)}."
                 )
+
+    def _check_batched(self, kind, index, spec, n_group):
+        """The batch axes of an index array that has a number for each activation."""
+        inner = spec.inner(kind.name)
+        end = index.ndim - len(inner)
+        if index.dtype != jnp.int32 or end < n_group or index.shape[end:] != inner:
+            raise TypeError(
+                f"{self.name}: {kind.name} must be int32 and end in axes {inner}, got "
+                f"{index.str_short()}."
+            )
+        return index.shape[n_group:end]
 
     # Derivatives -------------------------------------------------------------------------------
 
@@ -266,15 +284,22 @@ class Member:
 
     def batch(self, arrays, axes, *, spec, n_group, implementation, label):
         """Adds a batch axis where only activations are mapped, else a group axis."""
-        roles = [*(kind.role for kind in self.operands), *self.family.indices]
+        roles = [*(kind.role for kind in self.operands), *map(role_of, self.family.indices)]
         mapped = {role for role, axis in zip(roles, axes, strict=True) if axis is not None}
         call = functools.partial(self, spec, implementation=implementation)
         if mapped == {Role.BATCHED} == {self.result.role}:
-            moved = [
-                array if axis is None else jnp.moveaxis(array, axis, n_group)
-                for array, axis in zip(arrays, axes, strict=True)
-            ]
-            return call(*moved, n_group=n_group), n_group
+            sizes = (a.shape[axis] for a, axis in zip(arrays, axes) if axis is not None)
+            size = next(sizes)
+
+            def move(array, axis, role):
+                if axis is not None:
+                    return jnp.moveaxis(array, axis, n_group)
+                if role is not Role.BATCHED:
+                    return array
+                shape = (*array.shape[:n_group], size, *array.shape[n_group:])
+                return jnp.broadcast_to(jnp.expand_dims(array, n_group), shape)
+
+            return call(*map(move, arrays, axes, roles), n_group=n_group), n_group
         moved = [
             jnp.expand_dims(array, 0) if axis is None else jnp.moveaxis(array, axis, 0)
             for array, axis in zip(arrays, axes, strict=True)
@@ -363,6 +388,10 @@ def _lower_by(member: Member, path: str, context, operands, platforms, **params)
     if path == "ffi":
         params["platform"] = platforms[0]  # there is one where a handler was chosen
         handler = functools.partial(member.lower_to_handler, context, **params)
+        # What decides when it runs has plain JAX in it too.
+        mesh = context.avals_in[0].sharding.mesh
+        if member.family.choose and not mesh.empty and AxisType.Explicit in mesh.axis_types:
+            return compat.lower_without_mesh(handler, context, *operands)
         return mlir.lower_fun(handler, multiple_results=False)(context, *operands)
     # Where the compiler may split the call, it has more freedom with plain JAX.
     if path == "dense" and compat.is_on_one_device(context):

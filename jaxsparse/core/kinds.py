@@ -22,6 +22,11 @@ class Kind:
     member: str
 
 
+def role_of(index: Role | Kind) -> Role:
+    """The role of an index array, of which a kind says more."""
+    return index.role if isinstance(index, Kind) else index
+
+
 class Spec(Protocol):
     """What is fixed before any array is seen. Must be hashable."""
 

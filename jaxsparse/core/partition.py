@@ -16,7 +16,7 @@ from jax.experimental.custom_partitioning import (
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.core import compat
-from jaxsparse.core.kinds import Role
+from jaxsparse.core.kinds import Kind, Role
 
 STORED = "stored"
 
@@ -49,8 +49,10 @@ def _factors(member, shapes, result_shape, spec, n_group):
     def of_kind(kind):
         return kind.name, kind.role, len(spec.inner(kind.name))
 
-    def of_index(number, role):
-        return f"index{number}", role, 0 if role is Role.STORED else 1
+    def of_index(number, index):
+        if isinstance(index, Kind):
+            return of_kind(index)
+        return f"index{number}", index, 0 if index is Role.STORED else 1
 
     indices = [of_index(number, role) for number, role in enumerate(member.family.indices)]
     arrays = [*map(of_kind, member.operands), *indices]

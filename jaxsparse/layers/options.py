@@ -178,6 +178,16 @@ def hashable(pattern: Pattern | None) -> Pattern | None:
     return _HASHABLE[type(pattern)](**vars(pattern))
 
 
+def refuse_hook(layer: str, given) -> None:
+    """Raises where a layer that has a convolution of its own is given another."""
+    for name in ("conv_general_dilated", "conv_general_dilated_cls"):
+        if given.get(name) is not None:
+            raise ValueError(
+                f"{layer}: the convolution is jaxsparse.masked_conv, got {name}={given[name]!r}. "
+                "Drop it."
+            )
+
+
 def without_flax(module: str, error: ModuleNotFoundError) -> ImportError:
     """The error of a module that needs Flax, given the one that its import met."""
     if error.name != "flax":

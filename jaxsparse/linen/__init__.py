@@ -11,6 +11,7 @@ try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
     from jaxsparse.linen.conv import Conv, ConvTranspose
     from jaxsparse.linen.linear import Dense, DenseGeneral
+    from jaxsparse.linen.masked import MaskedConv, MaskedConvTranspose
     from jaxsparse.linen.variables import apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
     raise without_flax("jaxsparse.linen", error) from error
@@ -20,6 +21,8 @@ __all__ = [
     "ConvTranspose",
     "Dense",
     "DenseGeneral",
+    "MaskedConv",
+    "MaskedConvTranspose",
     "apply_patterns",
     "pack",
     "unpack",

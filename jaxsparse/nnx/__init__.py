@@ -11,6 +11,7 @@ try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
     from jaxsparse.nnx.conv import Conv, ConvTranspose
     from jaxsparse.nnx.linear import Linear, LinearGeneral
+    from jaxsparse.nnx.masked import MaskedConv, MaskedConvTranspose
     from jaxsparse.nnx.prune import prune, start_pruning
     from jaxsparse.nnx.sparsity import Sparsity, apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
@@ -21,6 +22,8 @@ __all__ = [
     "ConvTranspose",
     "Linear",
     "LinearGeneral",
+    "MaskedConv",
+    "MaskedConvTranspose",
     "Sparsity",
     "apply_patterns",
     "pack",

@@ -231,22 +231,10 @@ def conv(
     dilation = window.per_axis("conv", "kernel_dilation", kernel_dilation, rank)
     groups = check_channels("conv", x, weights, feature_group_count)
     space = x.shape[x.ndim - rank - 1 : -1]
-    around = window.conv_padding("conv", padding, space, kernel, strides, input_dilation, dilation)
-    pairs = around.pairs
-    is_transposed = any(d > 1 for d in input_dilation)
-    if is_transposed and all(s == 1 for s in strides):
-        seen = window.transposed_window(
-            "conv", space, kernel, input_dilation, pairs, dilation, groups, mirrored=True
-        )
-    else:
-        if around.fill is not None:
-            x = jnp.pad(x, [*[(0, 0)] * (x.ndim - rank - 1), *pairs, (0, 0)], mode=around.fill)
-            pairs = ((0, 0),) * rank
-        elif is_transposed:
-            x = _dilated(x, input_dilation)
-        is_transposed = False
-        space = x.shape[x.ndim - rank - 1 : -1]
-        seen = window.conv_window("conv", space, kernel, strides, pairs, dilation, groups)
+    prepare, seen, is_transposed = geometry(
+        "conv", space, kernel, strides, padding, input_dilation, dilation, groups
+    )
+    x = prepare(x)
     return convolve(
         "conv",
         x,
@@ -257,6 +245,48 @@ def conv(
         preferred_element_type=preferred_element_type,
         implementation=implementation,
         grad=grad,
+    )
+
+
+def geometry(
+    function: str,
+    space: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    padding,
+    input_dilation: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+):
+    """How a convolution sees an input with these sizes of space.
+
+    Returns:
+        What to make of the input first, as a function of arrays `[*batch, *space, channels]`; the
+        window; and whether its transpose is to be taken, of what that function returns.
+    """
+    around = window.conv_padding(
+        function, padding, space, kernel, strides, input_dilation, dilation
+    )
+    pairs = around.pairs
+    is_dilated = any(d > 1 for d in input_dilation)
+    if is_dilated and all(s == 1 for s in strides):
+        seen = window.transposed_window(
+            function, space, kernel, input_dilation, pairs, dilation, groups, mirrored=True
+        )
+        return lambda x: x, seen, True
+    prepare = lambda x: x
+    if around.fill is not None:
+        edges, mode = [*pairs, (0, 0)], around.fill
+        prepare = lambda x: jnp.pad(x, [*[(0, 0)] * (x.ndim - len(edges)), *edges], mode=mode)
+        space = tuple(n + low + high for n, (low, high) in zip(space, pairs, strict=True))
+        pairs = ((0, 0),) * len(kernel)
+    elif is_dilated:
+        prepare = lambda x: _dilated(x, input_dilation)
+        space = window.dilated(space, input_dilation)
+    return (
+        prepare,
+        window.conv_window(function, space, kernel, strides, pairs, dilation, groups),
+        False,
     )
 
 
@@ -366,6 +396,18 @@ def convolve(
         return arguments.cast(product(operand, numbers, *weight.pattern.indices), result)
 
     return arguments.sum_over(weights, by)
+
+
+def folded(y, periods, around):
+    """The sum of all periods along each space axis, of zeros (low, high) around the results."""
+    first = y.ndim - len(periods) - 1
+    total = jnp.pad(y, [*[(0, 0)] * first, *around, (0, 0)])
+    total = total.astype(arguments.sum_dtype(y.dtype))
+    for axis, period in enumerate(periods, start=first):
+        times = total.shape[axis] // max(period, 1)
+        split = (*total.shape[:axis], times, period, *total.shape[axis + 1 :])
+        total = total.reshape(split).sum(axis)
+    return total.astype(y.dtype)
 
 
 def _dilated(x, dilation):

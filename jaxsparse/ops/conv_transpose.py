@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.ops import arguments, window
-from jaxsparse.ops.conv import check_channels, check_shapes, convolve
+from jaxsparse.ops.conv import check_channels, check_shapes, convolve, folded
 from jaxsparse.ops.options import check_options
 
 
@@ -96,18 +95,5 @@ def conv_transpose(
         grad=grad,
     )
     if padding == "CIRCULAR":
-        periods, around = window.folds(space, strides, seen.x_space, seen.mirrored)
-        return _folded(y, periods, around)
+        return folded(y, *window.folds(space, strides, seen.x_space, seen.mirrored))
     return y
-
-
-def _folded(y, periods, around):
-    """The sum of all periods along each space axis."""
-    first = y.ndim - len(periods) - 1
-    total = jnp.pad(y, [*[(0, 0)] * first, *around, (0, 0)])
-    total = total.astype(arguments.sum_dtype(y.dtype))
-    for axis, period in enumerate(periods, start=first):
-        times = total.shape[axis] // max(period, 1)
-        split = (*total.shape[:axis], times, period, *total.shape[axis + 1 :])
-        total = total.reshape(split).sum(axis)
-    return total.astype(y.dtype)

@@ -4,6 +4,7 @@
 
 #include "cpu/block_matmul.h"
 #include "cpu/isa.h"
+#include "cpu/places_conv.h"
 #include "cpu/sparse_conv.h"
 #include "cpu/tiles.h"
 
@@ -39,6 +40,23 @@ struct Kernels {
   static Status SparseConvWeightGrad(const SparseConv& p, TaskPool& pool) {
     return ConvWeightGrad(p, kLanes, pool);
   }
+
+  static constexpr PlaceKernels kPlaces = {table.tiles[static_cast<int>(dtype)],
+                                           table.places[static_cast<int>(dtype)],
+                                           table.entries[static_cast<int>(dtype)]};
+  static Status PlacesConvForward(const PlacesConv& p, TaskPool& pool) {
+    return PlacesForward(p, kPlaces, pool);
+  }
+  static Status PlacesConvInputGrad(const PlacesConv& p, TaskPool& pool) {
+    return PlacesInputGrad(p, kPlaces, pool);
+  }
+  static Status PlacesConvWeightGrad(const PlacesConv& p, TaskPool& pool) {
+    return PlacesWeightGrad(p, kPlaces, pool);
+  }
+  static Status Nonzeros(const void* source, int64_t places, int64_t channels, int32_t* counts,
+                         TaskPool& pool) {
+    return CountNonzeros(source, places, channels, counts, kPlaces, pool);
+  }
 };
 
 template <const TileTable& table, const TileTable& narrower, DType... dtypes>
@@ -50,7 +68,11 @@ constexpr KernelTable Table(const char* isa) {
           {Kernels<table, narrower, dtypes>::WeightGrad...},
           {Kernels<table, narrower, dtypes>::SparseConvForward...},
           {Kernels<table, narrower, dtypes>::SparseConvInputGrad...},
-          {Kernels<table, narrower, dtypes>::SparseConvWeightGrad...}};
+          {Kernels<table, narrower, dtypes>::SparseConvWeightGrad...},
+          {Kernels<table, narrower, dtypes>::PlacesConvForward...},
+          {Kernels<table, narrower, dtypes>::PlacesConvInputGrad...},
+          {Kernels<table, narrower, dtypes>::PlacesConvWeightGrad...},
+          {Kernels<table, narrower, dtypes>::Nonzeros...}};
 }
 
 struct Target {

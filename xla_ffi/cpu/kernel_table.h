@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/block_matmul.h"
+#include "core/places_conv.h"
 #include "core/sparse_conv.h"
 #include "core/status.h"
 #include "core/task_pool.h"
@@ -14,6 +15,10 @@ namespace jaxsparse::cpu {
 // Checks every index before it touches memory.
 using BlockMatmulKernel = Status (*)(const BlockMatmul& problem, TaskPool& pool);
 using SparseConvKernel = Status (*)(const SparseConv& problem, TaskPool& pool);
+using PlacesConvKernel = Status (*)(const PlacesConv& problem, TaskPool& pool);
+// counts [places]: how many of the channels of source [places, channels] are not zero.
+using CountKernel = Status (*)(const void* source, int64_t places, int64_t channels,
+                               int32_t* counts, TaskPool& pool);
 
 struct KernelTable {
   const char* isa;
@@ -24,6 +29,10 @@ struct KernelTable {
   SparseConvKernel conv_forward[kNumDTypes];
   SparseConvKernel conv_input_grad[kNumDTypes];
   SparseConvKernel conv_weight_grad[kNumDTypes];
+  PlacesConvKernel places_forward[kNumDTypes];
+  PlacesConvKernel places_input_grad[kNumDTypes];
+  PlacesConvKernel places_weight_grad[kNumDTypes];
+  CountKernel nonzeros[kNumDTypes];
 };
 
 // The table in use: the best this machine can run, or the one JAXSPARSE_CPU_ISA names. Where that

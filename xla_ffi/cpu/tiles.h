@@ -16,7 +16,9 @@
 #include <cstdint>
 
 #include "core/block_matmul.h"
+#include "cpu/entry_tiles.h"
 #include "cpu/lane_tiles.h"
+#include "cpu/place_tiles.h"
 
 namespace jaxsparse::cpu {
 
@@ -143,6 +145,8 @@ struct TileTable {
   const char* isa;
   Tiles tiles[kNumDTypes];  // by DType
   LaneTiles lanes[kNumDTypes];
+  PlaceTiles places[kNumDTypes];
+  EntryTiles entries[kNumDTypes];
 };
 
 }  // namespace jaxsparse::cpu

@@ -18,7 +18,8 @@ std::string Listed(const char* name, const ffi::Span<const int64_t>& numbers) {
   return text + (numbers.size() == 1 ? ",)" : ")");
 }
 
-// The window but for its spaces.
+}  // namespace
+
 Status ReadWindow(const ConvAttributes& window, SparseConv* problem) {
   const size_t ndim = window.kernel.size();
   const std::string all = Listed("kernel", window.kernel) + ", " +
@@ -50,17 +51,15 @@ Status ReadWindow(const ConvAttributes& window, SparseConv* problem) {
   return {};
 }
 
-// Batch, spaces and channels, out of x and y.
-Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBuffer& places,
-                       size_t ndim, bool is_conv, SparseConv* problem) {
-  const size_t num_group_axes = places.ndim() - 1;
+Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBuffer& last,
+                       size_t num_group_axes, size_t ndim, bool is_conv, SparseConv* problem) {
   const std::string space = is_conv ? ", *x_space, in] and y [*group, *batch, *y_space, out]"
                                     : ", in] and y [*group, *batch, out]";
   if (x.ndim() != y.ndim() || x.ndim() < num_group_axes + ndim + 1)
     return Wrong(
-        "x is [*group, *batch" + space + " with the group axes of places" +
+        "x is [*group, *batch" + space + " with the group axes of " + last.name +
             (is_conv ? " and the space axes of the window" : ""),
-        Shapes({x, y, places}) + (is_conv ? ", " + std::to_string(ndim) + " space axes" : ""),
+        Shapes({x, y, last}) + (is_conv ? ", " + std::to_string(ndim) + " space axes" : ""),
         "Give every array the same group axes, of size 1 if need be.");
   const size_t first_space = x.ndim() - 1 - ndim;
   for (size_t i = num_group_axes; i < first_space; ++i)
@@ -88,6 +87,8 @@ Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBu
                  "Use a number of groups that divides both.");
   return {};
 }
+
+namespace {
 
 // The number of axes of w after the group axes, and what they are.
 std::string InnerOfWeight(Form form, size_t* ndim) {
@@ -188,7 +189,9 @@ Status DecodeSparseConv(const SparseConvBuffers& buffers, DecodedConv* decoded) 
     if (Status s = ReadWindow(*buffers.window, problem); !s.ok()) return s;
     ndim = buffers.window->kernel.size();
   }
-  if (Status s = ReadActivations(x, y, places, ndim, buffers.window.has_value(), problem); !s.ok())
+  if (Status s = ReadActivations(x, y, places, places.ndim() - 1, ndim, buffers.window.has_value(),
+                                 problem);
+      !s.ok())
     return s;
   if (Status s = ReadWeight(buffers, w, places, order, problem); !s.ok()) return s;
 

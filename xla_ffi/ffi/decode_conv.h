@@ -28,6 +28,14 @@ struct ConvAttributes {
   int64_t mirrored;  // 0 or 1
 };
 
+// The window but for its spaces.
+Status ReadWindow(const ConvAttributes& window, SparseConv* problem);
+
+// Batch, spaces and channels, out of x and y. `last` is the array that the group axes are those of.
+Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBuffer& last,
+                       size_t num_group_axes, size_t num_space_axes, bool is_conv,
+                       SparseConv* problem);
+
 enum class Form { kUnstructured, kGrouped, kBlocks };
 
 struct SparseConvBuffers {

@@ -4,8 +4,8 @@ namespace jaxsparse {
 
 std::vector<Target> cpu::AllTargets() {
   std::vector<Target> all;
-  for (const auto& targets :
-       {BlockMatmulTargets(), BlockCopyTargets(), ColumnCopyTargets(), SparseConvTargets()})
+  for (const auto& targets : {BlockMatmulTargets(), BlockCopyTargets(), ColumnCopyTargets(),
+                              SparseConvTargets(), PlacesConvTargets()})
     all.insert(all.end(), targets.begin(), targets.end());
   return all;
 }

@@ -28,6 +28,7 @@ std::vector<Target> BlockMatmulTargets();
 std::vector<Target> BlockCopyTargets();
 std::vector<Target> ColumnCopyTargets();
 std::vector<Target> SparseConvTargets();
+std::vector<Target> PlacesConvTargets();
 
 }  // namespace cpu
 

@@ -1,7 +1,9 @@
 // The tiles of the including file's instruction set, see tiles.h.
 #pragma once
+#include "cpu/kernels/entries-inl.h"
 #include "cpu/kernels/lanes-inl.h"
 #include "cpu/kernels/packing-inl.h"
+#include "cpu/kernels/places-inl.h"
 #include "cpu/kernels/product-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 
@@ -46,11 +48,14 @@ using BF16Operand = Singles<BF16>;
 #endif
 
 constexpr TileTable MakeTileTable(const char* isa) {
-  return {
-      isa,
-      {MakeTiles<F32, Singles<F32>>(), MakeTiles<F64, Singles<F64>>(),
-       MakeTiles<BF16, BF16Operand>(), MakeTiles<F16, Singles<F16>>()},
-      {MakeLaneTiles<F32>(), MakeLaneTiles<F64>(), MakeLaneTiles<BF16>(), MakeLaneTiles<F16>()}};
+  return {isa,
+          {MakeTiles<F32, Singles<F32>>(), MakeTiles<F64, Singles<F64>>(),
+           MakeTiles<BF16, BF16Operand>(), MakeTiles<F16, Singles<F16>>()},
+          {MakeLaneTiles<F32>(), MakeLaneTiles<F64>(), MakeLaneTiles<BF16>(), MakeLaneTiles<F16>()},
+          {MakePlaceTiles<F32, Singles<F32>>(), MakePlaceTiles<F64, Singles<F64>>(),
+           MakePlaceTiles<BF16, BF16Operand>(), MakePlaceTiles<F16, Singles<F16>>()},
+          {MakeEntryTiles<F32>(), MakeEntryTiles<F64>(), MakeEntryTiles<BF16>(),
+           MakeEntryTiles<F16>()}};
 }
 
 }  // namespace

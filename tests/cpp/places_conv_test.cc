@@ -1,0 +1,210 @@
+#include "core/places_conv.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "conv_problems.h"
+#include "cpu/parallel_for.h"
+#include "test_pool.h"
+
+namespace jaxsparse::testing {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// Which sides have counts.
+enum class Counted { kX, kY, kBoth };
+
+cpu::PlacesConvKernel PlacesKernel(const cpu::KernelTable& table, Role role, DType dtype) {
+  const int d = static_cast<int>(dtype);
+  if (role == Role::kForward) return table.places_forward[d];
+  return role == Role::kInputGrad ? table.places_input_grad[d] : table.places_weight_grad[d];
+}
+
+// A convolution whose arrays are NaN wherever a place counts as zero, and before they are written.
+class PlacesProblem {
+ public:
+  // Of active places, `zeros` of the numbers are zero.
+  PlacesProblem(const ConvShape& shape, Role role, DType dtype, Counted counted, double zeros = 0)
+      : role_(role),
+        dtype_(dtype),
+        args_(Args(shape)),
+        x_(dtype, shape.groups * Places(args_.x_space) * args_.in),
+        w_(dtype, args_.num_taps() * args_.depth() * args_.channels()),
+        y_(dtype, shape.groups * Places(args_.y_space) * args_.out),
+        x_counts_(shape.groups * Places(args_.x_space), 1),
+        y_counts_(shape.groups * Places(args_.y_space), 1) {
+    const auto integers = SmallIntegers(17);
+    w_.Fill(integers);
+    Draw(args_.in, counted != Counted::kY, role != Role::kInputGrad ? zeros : 0, &x_, &x_counts_);
+    Draw(args_.out, counted != Counted::kX, role == Role::kInputGrad ? zeros : 0, &y_, &y_counts_);
+    args_.x = x_.data();
+    args_.w = w_.data();
+    args_.y = y_.data();
+    if (counted != Counted::kY) args_.x_counts = x_counts_.data();
+    if (counted != Counted::kX) args_.y_counts = y_counts_.data();
+    for (int64_t g = 0; g < shape.groups; ++g) {
+      for (auto* groups :
+           {&args_.x_group, &args_.y_group, &args_.x_counts_group, &args_.y_counts_group})
+        groups->push_back(g);
+      args_.w_group.push_back(0);
+    }
+  }
+
+  // The first number of the result that is not what it should be, as a sentence; empty if none is.
+  std::string Check(const cpu::KernelTable& table, TaskPool& pool) {
+    const std::vector<double> expected = Expected();
+    Array& result = role_ == Role::kForward ? y_ : role_ == Role::kInputGrad ? x_ : w_;
+    result.Fill([] { return kNaN; });
+    const Status status = PlacesKernel(table, role_, dtype_)(args_, pool);
+    if (!status.ok()) return status.message;
+    for (int64_t i = 0; i < result.size(); ++i)
+      if (result[i] != Rounded(dtype_, expected[i]))
+        return "result[" + std::to_string(i) + "] is " + std::to_string(result[i]) + ", not " +
+               std::to_string(expected[i]);
+    return "";
+  }
+
+  Array& result() { return role_ == Role::kForward ? y_ : role_ == Role::kInputGrad ? x_ : w_; }
+
+ private:
+  static PlacesConv Args(const ConvShape& shape) {
+    PlacesConv args;
+    args.x_space = shape.x_space;
+    args.y_space = shape.y_space;
+    args.kernel = shape.kernel;
+    args.strides = shape.strides;
+    args.low = shape.low;
+    args.dilation = shape.dilation;
+    args.feature_groups = shape.feature_groups;
+    args.mirrored = shape.mirrored;
+    args.batch = shape.batch;
+    args.in = shape.in;
+    args.out = shape.out;
+    return args;
+  }
+
+  int64_t Places(const Space& space) const { return args_.batch * NumPlaces(space); }
+
+  void Draw(int64_t channels, bool counted, double zeros, Array* array,
+            std::vector<int32_t>* counts) {
+    for (size_t place = 0; place < counts->size(); ++place) {
+      const bool active = !counted || Next() < 0.4;
+      int32_t count = 0;
+      for (int64_t c = 0; c < channels; ++c) {
+        double value = active ? (Next() < 0.5 ? -1 : 1) * (Next() < 0.5 ? 1 : 2) : kNaN;
+        if (active && Next() < zeros) value = 0;
+        count += active && value != 0;
+        (*array).Set(place * channels + c, value);
+      }
+      (*counts)[place] = count;
+      if (active && count == 0) {  // then it may as well hold anything
+        for (int64_t c = 0; c < channels; ++c) (*array).Set(place * channels + c, kNaN);
+      }
+    }
+  }
+
+  double Next() {  // in [0, 1)
+    state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<double>(state_ >> 11) * 0x1p-53;
+  }
+
+  // In double: every sum of the integers is exact.
+  std::vector<double> Expected() {
+    const PlacesConv& p = args_;
+    Array& result = this->result();
+    std::vector<double> sums(result.size(), 0);
+    const int64_t groups = static_cast<int64_t>(p.x_group.size());
+    const int64_t in = p.in / p.feature_groups, out = p.out / p.feature_groups;
+    const auto at = [](const Space& space, int64_t image, const Space& place) {
+      return ((image * space[0] + place[0]) * space[1] + place[1]) * space[2] + place[2];
+    };
+    for (int64_t image = 0; image < groups * p.batch; ++image)
+      for (int64_t q = 0; q < NumPlaces(p.y_space); ++q)
+        for (int64_t t = 0; t < p.num_taps(); ++t) {
+          const Space& ys = p.y_space;
+          const Space place = {q / (ys[1] * ys[2]), q / ys[2] % ys[1], q % ys[2]};
+          const Space tap = {t / (p.kernel[1] * p.kernel[2]), t / p.kernel[2] % p.kernel[1],
+                             t % p.kernel[2]};
+          Space seen;
+          bool inside = true;
+          for (int axis = 0; axis < 3; ++axis) {
+            seen[axis] = place[axis] * p.strides[axis] + tap[axis] * p.dilation[axis] - p.low[axis];
+            inside &= seen[axis] >= 0 && seen[axis] < p.x_space[axis];
+          }
+          if (!inside) continue;
+          const int64_t xi = at(p.x_space, image, seen), yi = at(ys, image, place);
+          if (p.x_counts != nullptr && p.x_counts[xi] == 0) continue;
+          if (p.y_counts != nullptr && p.y_counts[yi] == 0) continue;
+          for (int64_t i = 0; i < p.in; ++i)
+            for (int64_t o = i / in * out; o < i / in * out + out; ++o) {
+              const int64_t stored_tap = p.mirrored ? p.num_taps() - 1 - t : t;
+              const int64_t row = p.mirrored ? o % out : i % in, column = p.mirrored ? i : o;
+              const int64_t wi = (stored_tap * p.depth() + row) * p.channels() + column;
+              const int64_t x = xi * p.in + i, y = yi * p.out + o;
+              if (role_ == Role::kForward) sums[y] += x_[x] * w_[wi];
+              if (role_ == Role::kInputGrad) sums[x] += y_[y] * w_[wi];
+              if (role_ == Role::kWeightGrad) sums[wi] += x_[x] * y_[y];
+            }
+        }
+    return sums;
+  }
+
+  const Role role_;
+  const DType dtype_;
+  PlacesConv args_;
+  Array x_, w_, y_;
+  std::vector<int32_t> x_counts_, y_counts_;
+  uint64_t state_ = 12345;
+};
+
+void CheckEverywhere(const ConvShape& shape, Role role, DType dtype, Counted counted,
+                     double zeros = 0) {
+  ThreadPool pool(3);
+  for (const cpu::KernelTable* table : Tables())
+    for (TaskPool* on : {static_cast<TaskPool*>(&pool), &cpu::CallerOnly()}) {
+      PlacesProblem problem(shape, role, dtype, counted, zeros);
+      INFO(table->isa << " " << Name(role) << " " << Name(dtype) << " " << Name(shape) << " "
+                      << static_cast<int>(counted));
+      CHECK(problem.Check(*table, *on) == "");
+    }
+}
+
+TEST_CASE("places that count as zero are neither read nor written, in every window") {
+  for (const ConvShape& shape : SomeConvs())
+    for (const Role role : kRoles) {
+      if (role == Role::kWeightGrad && shape.groups > 1) continue;  // one w for all groups here
+      for (const Counted counted : {Counted::kX, Counted::kY, Counted::kBoth})
+        CheckEverywhere(shape, role, DType::kF32, counted);
+    }
+}
+
+TEST_CASE("every dtype has its kernels, also where channels do not fill a vector or a pair") {
+  for (const DType dtype : kDTypes)
+    for (const int64_t in : {1, 7, 34})
+      for (const Role role : kRoles)
+        CheckEverywhere(Conv2d(2, 6, in, 37, 3), role, dtype, Counted::kX);
+}
+
+TEST_CASE("lists of single nonzeros equal the definition") {
+  for (const DType dtype : kDTypes)
+    for (const int64_t out : {32, 64, 75, 128})
+      for (const double zeros : {0.6, 0.95}) {
+        CheckEverywhere(Conv2d(2, 7, 48, out, 3), Role::kForward, dtype, Counted::kX, zeros);
+        CheckEverywhere(Conv2d(2, 7, out, 48, 3, 2), Role::kInputGrad, dtype, Counted::kY, zeros);
+      }
+}
+
+TEST_CASE("an image larger than a band, and more channels than are multiplied at once") {
+  CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kForward, DType::kF32, Counted::kX);
+  CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kWeightGrad, DType::kF32, Counted::kX);
+  CheckEverywhere(Conv2d(1, 3, 515, 3, 2), Role::kForward, DType::kBF16, Counted::kX);
+}
+
+}  // namespace
+}  // namespace jaxsparse::testing

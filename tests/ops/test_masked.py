@@ -1,0 +1,472 @@
+"""Ops on sparse inputs equal the dense definition, whatever is skipped and whoever decides it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import oracle_conv
+import pytest
+from machine import compiled, need
+
+import jaxsparse as js
+
+LAYERS = {
+    # space, channels, kernel, and the options of the op
+    "2d": ((7, 6), (4, 5), (3, 3), {}),
+    "2d_wide": ((9, 8), (6, 34), (3, 3), {}),
+    "2d_stride": ((9, 8), (8, 6), (3, 2), {"strides": (2, 1), "padding": "VALID"}),
+    "2d_dilation_groups": ((9, 8), (6, 9), (2, 3), {"kernel_dilation": 2, "groups": 3}),
+    "1d_uneven": ((9,), (17, 33), (4,), {"strides": 2, "padding": ((2, 1),)}),
+    "3d_even": ((4, 4, 5), (3, 7), (2, 2, 3), {}),
+    "transposed": ((5, 4), (6, 20), (4, 4), {"strides": 2, "transposed": True}),
+    "transposed_uneven": (
+        (4, 3),
+        (3, 6),
+        (3, 2),
+        {"strides": (3, 2), "padding": "VALID", "groups": 3, "transposed": True},
+    ),
+}
+MASKS = {
+    "empty": lambda y, x: np.zeros((7, 6), bool),
+    "full": lambda y, x: np.ones((7, 6), bool),
+    "one_pixel": lambda y, x: (y == 3) & (x == 2),
+    "borders": lambda y, x: (y == 0) | (y == 6) | (x == 0) | (x == 5),
+    "checkerboard": lambda y, x: (y + x) % 2 == 0,
+    "clustered": lambda y, x: (y < 3) & (x > 2),
+}
+
+
+def per_axis(value, rank):
+    return (value,) * rank if isinstance(value, int) else value
+
+
+class Layer:
+    """Small integers with some places all zero, what the op makes of them, and the definition."""
+
+    def __init__(self, name, active=0.4, seed=0):
+        self.space, channels, self.kernel, options = LAYERS[name]
+        rng, rank = np.random.default_rng(seed), len(self.kernel)
+        options = {"strides": 1, "padding": "SAME", "kernel_dilation": 1, **options}
+        self.transposed = options.pop("transposed", False)
+        self.groups = options.pop("groups", 1)
+        strides, dilation = (per_axis(options[key], rank) for key in ("strides", "kernel_dilation"))
+        self.strides = strides
+        self.options = {**options, "feature_group_count": self.groups}
+        pads = options["padding"]
+        space = self.space
+        if self.transposed:
+            pads = oracle_conv.transposed_pads(self.kernel, strides, dilation, pads == "SAME")
+            space = [(n - 1) * s + 1 for n, s in zip(space, strides)]
+            strides = (1,) * rank
+        elif pads == "SAME":
+            pads = oracle_conv.same_pads(space, self.kernel, strides, dilation)
+        elif pads == "VALID":
+            pads = [(0, 0)] * rank
+        self.seen = oracle_conv.geometry(space, self.kernel, strides, pads, dilation, self.groups)
+        self.mask = rng.random((2, *self.space)) < active
+        self.x = oracle.small_integers(rng, (2, *self.space, channels[0])) * self.mask[..., None]
+        self.w = oracle.small_integers(rng, (*self.kernel, channels[0] // self.groups, channels[1]))
+        self.g = oracle.small_integers(rng, (2, *self.seen.y_space, channels[1]))
+
+    def op(self, x, w, **options):
+        function = js.masked_conv_transpose if self.transposed else js.masked_conv
+        return function(x, w, **self.options, **options)
+
+    def arrays(self, dtype="float32"):
+        return tuple(jnp.asarray(a, dtype) for a in (self.x, self.w, self.g))
+
+    def definition(self, x, w, g):
+        """The result and both gradients, of the dense op."""
+        wide = oracle_conv.spread(x, self.strides) if self.transposed else x
+        dx = oracle_conv.input_grad(g, w, self.seen)
+        if self.transposed:
+            steps = tuple(slice(None, None, s) for s in self.strides)
+            dx = dx[(slice(None), *steps)]
+        y = oracle_conv.forward(wide, w, self.seen)
+        return y, dx, oracle_conv.weight_grad(wide, g, self.seen)
+
+
+def both_gradients(op, **options):
+    """The result and both gradients of an op, as one jitted function of (x, w, g)."""
+
+    def run(x, w, g):
+        y, pull = jax.vjp(functools.partial(op, **options), x, w)
+        return y, *pull(g)
+
+    return jax.jit(run)
+
+
+def all_equal(got, exact):
+    for what, one, other in zip(("y", "dx", "dw"), got, exact, strict=True):
+        oracle.equal_exactly(one, other, what)
+
+
+# The definition -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_masked_conv_and_gradients_equal_the_dense_definition_on_integers(name, path):
+    layer = Layer(name)
+    got = both_gradients(layer.op, implementation=path)(*layer.arrays())
+    all_equal(got, layer.definition(layer.x, layer.w, layer.g))
+
+
+@pytest.mark.parametrize("name", ["2d", "2d_dilation_groups", "transposed"])
+def test_a_given_mask_counts_the_rest_as_zero_and_its_gradient_as_none(name, path):
+    layer = Layer(name)
+    x, w, g = layer.arrays()
+    x = jnp.where(layer.mask[..., None], x, jnp.nan)  # must not be looked at
+    got = both_gradients(layer.op, implementation=path, mask=jnp.asarray(layer.mask))(x, w, g)
+    y, dx, dw = layer.definition(layer.x, layer.w, layer.g)
+    all_equal(got, (y, dx * layer.mask[..., None], dw))
+
+
+@pytest.mark.parametrize("name", ["2d", "transposed"])
+def test_masked_gradient_is_the_true_one_at_active_places_and_zero_elsewhere(name, path):
+    layer = Layer(name)
+    got = both_gradients(layer.op, implementation=path, grad="masked")(*layer.arrays())
+    y, dx, dw = layer.definition(layer.x, layer.w, layer.g)
+    all_equal(got, (y, dx * layer.mask[..., None], dw))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_submanifold_results_and_gradients_are_those_of_active_places(mask, path):
+    layer = Layer("2d")
+    layer.mask = np.broadcast_to(MASKS[mask](*np.mgrid[:7, :6]), (2, 7, 6))
+    rng = np.random.default_rng(1)
+    layer.x = oracle.small_integers(rng, layer.x.shape) * layer.mask[..., None]
+    run = submanifold(path)
+    y, dx, dw = layer.definition(layer.x, layer.w, layer.g * layer.mask[..., None])
+    all_equal(run(*layer.arrays()), (y * layer.mask[..., None], dx, dw))
+
+
+@functools.cache
+def submanifold(path):
+    return both_gradients(Layer("2d").op, implementation=path, submanifold=True)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_of_every_shape_equal_the_definition(mask, path):
+    layer = Layer("2d")
+    active = np.broadcast_to(MASKS[mask](*np.mgrid[:7, :6]), (2, 7, 6))
+    rng = np.random.default_rng(1)
+    x = oracle.small_integers(rng, layer.x.shape)
+    got = with_mask(path)(jnp.float32(x), jnp.float32(layer.w), active, jnp.float32(layer.g))
+    y, dx, dw = layer.definition(x * active[..., None], layer.w, layer.g)
+    all_equal(got, (y, dx * active[..., None], dw))
+
+
+@functools.cache
+def with_mask(path):
+    def run(x, w, mask, g):
+        op = functools.partial(Layer("2d").op, mask=mask, implementation=path)
+        y, pull = jax.vjp(op, x, w)
+        return y, *pull(g)
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize("padding", ["CIRCULAR", "REFLECT", "SAME_LOWER"])
+def test_padding_that_repeats_inputs_repeats_the_mask_too(padding, path):
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    options = {"padding": padding, "mask": jnp.asarray(layer.mask), "submanifold": True}
+    y = js.masked_conv(x, w, implementation=path, **options)
+    expected = np.asarray(js.conv(x, w, padding=padding), np.float64)
+    oracle.equal_exactly(y, expected * layer.mask[..., None])
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_input_dilation_equals_that_of_conv(strides, path):
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    options = {"padding": ((1, 2), (0, 1)), "input_dilation": (2, 3), "strides": strides}
+    y = js.masked_conv(x, w, implementation=path, mask=jnp.asarray(layer.mask), **options)
+    oracle.equal_exactly(y, np.asarray(js.conv(x, w, **options), np.float64))
+
+
+@pytest.mark.parametrize("options", [{"padding": "CIRCULAR"}, {"output_padding": 1}])
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_transposed_options_equal_those_of_conv_transpose(options, transpose_kernel, path):
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    w = jnp.swapaxes(w, -1, -2) if transpose_kernel else w
+    options = {**options, "strides": 2, "transpose_kernel": transpose_kernel}
+    y = js.masked_conv_transpose(x, w, implementation=path, **options)
+    oracle.equal_exactly(y, np.asarray(js.conv_transpose(x, w, **options), np.float64))
+
+
+def test_masked_matmul_and_gradients_equal_the_dense_product(rng, path):
+    rows = rng.random((2, 5)) < 0.4
+    x = oracle.small_integers(rng, (2, 5, 7)) * rows[..., None]
+    w, g = oracle.small_integers(rng, (7, 35)), oracle.small_integers(rng, (2, 5, 35))
+    run = both_gradients(js.masked_matmul, implementation=path)
+    got = run(*(jnp.float32(a) for a in (x, w, g)))
+    all_equal(got, (x @ w, g @ w.T, np.einsum("bni,bno->io", x, g)))
+    y = js.masked_matmul(jnp.float32(x + 1), jnp.float32(w), mask=jnp.asarray(rows))
+    oracle.equal_exactly(y, ((x + 1) * rows[..., None]) @ w)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_masked_conv_rounds_like_a_dot_product(dtype, rng, path):
+    layer = Layer("2d_wide")
+    with jax.enable_x64(dtype == "float64"):
+        x = jnp.asarray(oracle.normals(rng, layer.x.shape) * layer.mask[..., None], dtype)
+        w = jnp.asarray(oracle.normals(rng, layer.w.shape), dtype)
+        g = jnp.asarray(oracle.normals(rng, layer.g.shape), dtype)
+        got = both_gradients(layer.op, implementation=path, grad="masked")(x, w, g)
+        exact = [np.asarray(a, np.float64) for a in (x, w, g)]
+        results = layer.definition(*exact)
+        sizes = layer.definition(*map(abs, exact))
+        for one, result, size in zip(got, results, sizes, strict=True):
+            if one.shape == x.shape:
+                result = result * layer.mask[..., None]
+            oracle.rounds_like_a_dot_product(one, result, size)
+
+
+def test_more_channels_than_are_multiplied_at_once_equal_the_definition(rng, path):
+    x = oracle.small_integers(rng, (1, 4, 3, 515)) * (rng.random((1, 4, 3, 1)) < 0.5)
+    w = oracle.small_integers(rng, (2, 2, 515, 3))
+    y = js.masked_conv(jnp.float32(x), jnp.float32(w), implementation=path)
+    seen = oracle_conv.geometry((4, 3), (2, 2), (1, 1), [(0, 1), (0, 1)], (1, 1))
+    oracle.equal_exactly(y, oracle_conv.forward(x, w, seen))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64"])
+def test_numbers_without_kernels_run_in_plain_jax(dtype):
+    layer = Layer("transposed")
+    x, w, _ = layer.arrays(dtype)
+    y = layer.op(x, w, mask=jnp.asarray(layer.mask))
+    expected, _, _ = layer.definition(layer.x, layer.w, layer.g)
+    assert y.dtype == dtype
+    oracle.equal_exactly(np.real(np.asarray(y)).astype(np.float64), expected)
+
+
+# Who decides --------------------------------------------------------------------------------------
+
+
+def with_zeros(share, rng, size=(1, 10, 10, 4)):
+    """Integers of which exactly this share is zero, in places of their own."""
+    x = oracle.small_integers(rng, size)
+    x.reshape(-1)[rng.permutation(x.size)[: round(share * x.size)]] = 0
+    return x
+
+
+def is_sparse(x, **options):
+    """Whether zeros were skipped: an infinite weight makes NaN of a zero that is multiplied."""
+    w = jnp.full((1, 1, x.shape[-1], 1), jnp.inf)
+    x = jnp.concatenate([jnp.float32(x), jnp.zeros((1, 1, 10, x.shape[-1]))], 1)
+    return not bool(jnp.isnan(js.masked_conv(x, w, **options)[0, -1]).any())
+
+
+@pytest.mark.parametrize("share", [0, 0.69, 0.7, 0.71, 1])
+def test_gradients_at_every_share_of_zeros_equal_the_definition(share, rng):
+    need("cpu_kernels")
+    layer = Layer("2d")
+    layer.x = with_zeros(share, rng, layer.x.shape)
+    got = deciding()(*layer.arrays())
+    all_equal(got, layer.definition(layer.x, layer.w, layer.g))
+
+
+@functools.cache
+def deciding():
+    return both_gradients(Layer("2d").op)
+
+
+@pytest.mark.parametrize(
+    ("zeros", "threshold", "expected"),
+    [(59, 0.7, False), (60, 0.7, True), (61, 0.7, True), (0, 0.0, True), (89, 1, False)],
+)
+def test_exactly_the_threshold_of_zeros_is_enough(zeros, threshold, expected, rng):
+    need("cpu_kernels")
+    # Of 100 numbers, ten are zeros already: 60 more make seven tenths.
+    x = with_zeros(0, rng, (1, 9, 10, 1))
+    x.reshape(-1)[:zeros] = 0
+    assert is_sparse(x, threshold=threshold) == expected
+
+
+def test_with_a_mask_places_are_counted(rng):
+    need("cpu_kernels")
+    x = with_zeros(0, rng, (1, 9, 10, 1))
+    mask = np.zeros((1, 10, 10), bool)
+    mask[0, :3] = True
+    assert is_sparse(x, mask=jnp.asarray(mask), threshold=0.7)
+    mask[0, 4, 0] = True
+    assert not is_sparse(x, mask=jnp.asarray(mask), threshold=0.7)
+
+
+def test_strict_implementations_do_what_they_say(rng):
+    need("cpu_kernels")
+    assert is_sparse(with_zeros(0, rng, (1, 9, 10, 1)), implementation="ffi")
+    empty = np.zeros((1, 9, 10, 1))
+    assert not is_sparse(empty, implementation="dense")
+    assert not is_sparse(empty, implementation="xla")
+
+
+def convolutions(text):
+    return text.count(" convolution(") + text.count("__ynn_fusion")
+
+
+def test_the_sparse_side_never_runs_the_dense_convolution():
+    need("cpu_kernels")
+    layer = Layer("2d")
+    strict = compiled(functools.partial(layer.op, implementation="ffi"), *layer.arrays()[:2])
+    assert convolutions(strict.as_text()) == 0
+    either = compiled(layer.op, *layer.arrays()[:2]).as_text()
+    assert convolutions(either) == 1
+    assert either.count(" conditional(") == 1
+    assert either.count("places_conv_forward") == 1
+
+
+def test_under_vmap_one_decision_is_made_and_one_side_runs(rng):
+    need("cpu_kernels")
+    layer = Layer("2d")
+    x = jnp.float32(oracle.small_integers(rng, (3, *layer.x.shape)) * layer.mask[..., None])
+    w = jnp.float32(layer.w)
+    mapped = jax.vmap(layer.op, (0, None))
+    text = compiled(mapped, x, w).as_text()
+    assert text.count(" conditional(") == 1
+    assert text.count("places_conv_forward") == 1
+    assert " select(" not in text
+    for one, expected in zip(mapped(x, w), x, strict=True):
+        oracle.equal_exactly(one, layer.definition(expected, layer.w, layer.g)[0])
+
+
+def test_explain_says_by_what_it_is_decided():
+    layer = Layer("2d")
+    x, w, g = layer.arrays()
+    calls = js.explain(lambda x: jax.vjp(layer.op, x, w)[1](g), x)
+    by_member = {call.member: call for call in calls}
+    need("cpu_kernels")
+    assert "decided when it runs" in by_member["masked_conv_forward"].reason
+    assert "0.7" in by_member["masked_conv_forward"].reason
+    assert by_member["masked_conv_input_grad"].path == "dense"
+
+
+# Transformations and devices ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"submanifold": True}], ids=["exact", "submanifold"])
+def test_derivatives_do_not_look_at_the_zeros_of_tangents(options):
+    """A tangent has numbers where x has none, and its own places decide what is skipped."""
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    op = functools.partial(layer.op, threshold=0, **options)
+    _, ours = jax.jvp(op, (x, w), (jnp.float32(1) + x, w))
+    mask = layer.mask[..., None] if options else 1
+    y = layer.definition(layer.x, layer.w, layer.g)[0]
+    dy = layer.definition(layer.x + 1, layer.w, layer.g)[0]
+    oracle.equal_exactly(ours, (y + dy) * mask)
+
+
+def test_second_derivatives_scan_and_remat_equal_those_of_the_dense_op():
+    layer = Layer("2d")
+    x, w = jnp.sign(layer.arrays()[0]), jnp.sign(layer.arrays()[1])[..., :4]
+
+    def gradients(op):
+        def loss(x, w):
+            step = jax.checkpoint(lambda x, _: (op(x, w), None))
+            return jnp.sum(jax.lax.scan(step, x, None, length=2)[0])
+
+        pull = lambda x, w: jax.grad(loss, (0, 1))(x, w)
+        return jax.jit(lambda x, w: jax.jvp(pull, (x, w), (x, w)))(x, w)
+
+    ours, theirs = gradients(layer.op), gradients(js.conv)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        oracle.equal_exactly(one, np.asarray(other, np.float64))
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit", "shard_map"])
+def test_on_several_devices_results_are_those_of_one(kind):
+    layer = Layer("2d")
+    x, w, g = (jnp.concatenate([a] * 2) if a.ndim == 4 and a.shape[0] == 2 else a
+               for a in layer.arrays())  # fmt: skip
+    run = both_gradients(layer.op)
+    expected = [np.asarray(a, np.float64) for a in run(x, w, g)]
+    axis = jax.sharding.AxisType.Explicit if kind == "explicit" else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axis,))
+    spec = jax.sharding.PartitionSpec("data")
+    if kind == "shard_map":
+        part = jax.shard_map(layer.op, mesh=mesh, in_specs=(spec, None), out_specs=spec)
+        all_equal(both_gradients(part)(x, w, g), expected)
+        return
+    place = lambda a, spec: jax.device_put(a, jax.sharding.NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        got = run(place(x, spec), place(w, jax.sharding.PartitionSpec()), place(g, spec))
+    all_equal(got, expected)
+
+
+def test_one_empty_sample_and_an_empty_batch_are_zero():
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    y = deciding_forward()(x.at[1].set(0), w)
+    oracle.equal_exactly(y[1], np.zeros(y[1].shape))
+    oracle.equal_exactly(y[0], layer.definition(layer.x, layer.w, layer.g)[0][0])
+    oracle.equal_exactly(deciding_forward()(x * 0, w), np.zeros(y.shape))
+    assert layer.op(x[:0], w).shape == (0, *y.shape[1:])
+
+
+@functools.cache
+def deciding_forward():
+    return jax.jit(Layer("2d").op)
+
+
+def test_nan_and_infinity_at_active_places_propagate_as_in_the_dense_op(path):
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    for bad in (jnp.nan, jnp.inf):
+        spoiled = x.at[0, 3, 3].set(bad)
+        ours = layer.op(spoiled, w, implementation=path)
+        np.testing.assert_array_equal(ours, js.conv(spoiled, w))
+
+
+# Bad input ----------------------------------------------------------------------------------------
+
+X, W = jnp.ones((2, 7, 6, 4)), jnp.ones((3, 3, 4, 5))
+MASK = jnp.ones((2, 7, 6), bool)
+BAD = {
+    "mask_shape": ({"mask": MASK[:, 1:]}, ValueError, ["mask", "(2, 7, 6)", "(2, 6, 6)"]),
+    "mask_dtype": ({"mask": MASK.astype(jnp.float32)}, TypeError, ["mask", "bool", "float32"]),
+    "mask_none_array": ({"mask": True}, TypeError, ["mask", "bool"]),
+    "threshold_above": ({"threshold": 1.5}, ValueError, ["threshold", "from 0 to 1", "1.5"]),
+    "threshold_nan": ({"threshold": float("nan")}, ValueError, ["threshold", "nan"]),
+    "threshold_text": ({"threshold": "0.7"}, TypeError, ["threshold", "'0.7'"]),
+    "threshold_bool": ({"threshold": True}, TypeError, ["threshold", "True"]),
+    "submanifold_stride": (
+        {"submanifold": True, "strides": 2},
+        ValueError,
+        ["submanifold", "(7, 6)", "(4, 3)", "stride 1"],
+    ),
+    "submanifold_int": ({"submanifold": 1}, TypeError, ["submanifold", "bool"]),
+    "grad": ({"grad": "sparse"}, ValueError, ["grad", '"masked"', "'sparse'"]),
+    "implementation": ({"implementation": "cpu"}, ValueError, ["implementation", "'cpu'"]),
+    "padding": ({"padding": "FULL"}, RuntimeError, ["masked_conv", "FULL"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_masked_conv_refuses_what_is_wrong_and_says_why(name):
+    options, error, words = BAD[name]
+    with pytest.raises(error) as caught:
+        js.masked_conv(X, W, **options)
+    assert all(word in str(caught.value) for word in ("masked_conv", *words)), caught.value
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: js.masked_conv(X, W[..., :3, :]), ValueError, ["3 input channels"]),
+        (lambda: js.masked_conv(X[0, 0], W), ValueError, ["space axis"]),
+        (lambda: js.masked_conv(X, W.astype(jnp.bfloat16)), TypeError, ["kernel", "bfloat16"]),
+        (lambda: js.masked_conv(X, js.fromdense(W[0, 0], "unstructured")), TypeError, ["kernel"]),
+        (lambda: js.masked_matmul(X, W), ValueError, ["two axes"]),
+        (lambda: js.masked_matmul(X, W[0, 0, :3]), ValueError, ["3 input features"]),
+        (lambda: js.masked_conv_transpose(X, W, transpose_kernel=1), TypeError, ["bool"]),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(call, error, words):
+    with pytest.raises(error) as caught:
+        call()
+    assert all(word in str(caught.value) for word in words), caught.value
