@@ -12,10 +12,12 @@ from jaxsparse.core.check import Check, CheckError, Compared, check
 from jaxsparse.core.dispatch import Call, explain
 from jaxsparse.core.kernel import disabled_export_checks
 from jaxsparse.core.modes import mode
+from jaxsparse.cost.inputs import InputMacs, input_macs
 from jaxsparse.formats import serialization as _serialization  # noqa: F401  for jax.export
 from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
+from jaxsparse.formats.tiles import ActivationTiles, activation_tiles
 from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.models.benchmark import Benchmark, Timed, benchmark
@@ -28,7 +30,9 @@ from jaxsparse.ops.conv_general_dilated import conv_general_dilated
 from jaxsparse.ops.conv_transpose import conv_transpose
 from jaxsparse.ops.dot_general import dot_general
 from jaxsparse.ops.masked import (
+    Decision,
     active_places,
+    decisions,
     masked_conv,
     masked_conv_transpose,
     masked_matmul,
@@ -46,6 +50,7 @@ from jaxsparse.patterns.dense import (
 from jaxsparse.tune.plan import Plan, Planned
 
 __all__ = [
+    "ActivationTiles",
     "Benchmark",
     "Block",
     "BlockPattern",
@@ -54,7 +59,9 @@ __all__ = [
     "CheckError",
     "ColumnPattern",
     "Compared",
+    "Decision",
     "Grouped",
+    "InputMacs",
     "LayerReport",
     "Plan",
     "Planned",
@@ -65,6 +72,7 @@ __all__ = [
     "Timed",
     "Unstructured",
     "WeightSum",
+    "activation_tiles",
     "active_places",
     "benchmark",
     "block_norms",
@@ -74,12 +82,14 @@ __all__ = [
     "conv_general_dilated",
     "conv_transpose",
     "convert",
+    "decisions",
     "densify",
     "disabled_export_checks",
     "dot_general",
     "explain",
     "fromdense",
     "fromsparse",
+    "input_macs",
     "masked_conv",
     "masked_conv_transpose",
     "masked_matmul",

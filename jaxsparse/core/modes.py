@@ -31,6 +31,14 @@ class Checker(Protocol):
         ...
 
 
+class Recorder(Protocol):
+    """Keeps what was decided. Hashable."""
+
+    def record(self, member: str, pays) -> None:
+        """Takes one decision: whether the member's kernel ran."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """What holds at one place.
@@ -39,11 +47,13 @@ class Setting:
         mode: "dense" or "sparse", which decides for all calls; or None.
         plan: which decides for those that it knows; or None.
         check: which compares every call; or None.
+        decisions: is told what calls that decide when they run decided; or None.
     """
 
     mode: str | None = None
     plan: Plan | None = None
     check: Checker | None = None
+    decisions: Recorder | None = None
 
 
 _setting = jax.make_user_context(Setting())

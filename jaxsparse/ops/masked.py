@@ -10,10 +10,11 @@ Which implementation runs is decided when it runs, by counting, in `_compute`: b
 transformation, so that `vmap` has one decision for the whole batch and only one side runs.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.core import dispatch
+from jaxsparse.core import dispatch, modes
 from jaxsparse.core.family import Family
 from jaxsparse.core.kinds import Kind, Role
 from jaxsparse.core.nonzeros import nonzeros
@@ -92,6 +93,10 @@ class MaskedSpec:
 
     def density(self, stored: int) -> float:
         return 1.0  # of the weight
+
+    def macs(self, batch: int) -> int:
+        places = math.prod(self.window.y_space)
+        return batch * places * math.prod(self.inner("w"))
 
     def unmeasured_break_even(self) -> float:
         return 0.3
@@ -178,12 +183,15 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
         arrays = (*operands.values(), *(places[mask] for mask in masks))
         return kernels(known, *arrays, n_group=n_group, implementation="ffi")
 
-    if spec.is_strict:
+    if spec.is_strict or modes.current().mode == "sparse":
         return sparse()
     decisive = spec.source if spec.source in places else masks[0]
     channels = spec.channels["xy".index(decisive)]
     dtype = arrays[0].dtype.name
-    return lax.cond(_pays(spec, dtype, places[decisive], channels), sparse, dense)
+    pays = _pays(spec, dtype, places[decisive], channels)
+    if (decisions := modes.current().decisions) is not None:
+        jax.debug.callback(functools.partial(decisions.record, member.name), pays)
+    return lax.cond(pays, sparse, dense)
 
 
 def _pays(spec: MaskedSpec, dtype: str, counts, channels: int):
@@ -229,6 +237,49 @@ _DECIDING: dict[tuple[str, ...], Family] = {
     )
     for masks in _MASKS
 }
+
+
+# What was decided ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """How a call on a sparse input ran.
+
+    Attributes:
+        member: such as "masked_conv_forward".
+        is_sparse: whether zeros were skipped, else XLA's dense op ran.
+    """
+
+    member: str
+    is_sparse: bool
+
+
+class _Decisions:
+    """Those of the calls inside a `with decisions()`, in the order in which they ran."""
+
+    def __init__(self):
+        self.taken: list[Decision] = []
+
+    def record(self, member: str, pays) -> None:
+        self.taken.append(Decision(member, bool(pays)))
+
+
+@contextlib.contextmanager
+def decisions() -> Iterator[list[Decision]]:
+    """Reads back what calls on sparse inputs decide: a list that is filled when the block ends.
+
+        with jaxsparse.decisions() as taken:
+            jax.jit(f)(x)
+
+    Functions are compiled anew inside. Calls that decide nothing, as the implementation is strict
+    or a gradient skips nothing, are not in the list; `explain` has those.
+    """
+    record, taken = _Decisions(), []
+    with modes.set_to(decisions=record):
+        yield taken
+        jax.effects_barrier()
+    taken.extend(record.taken)
 
 
 # The public functions -----------------------------------------------------------------------------

@@ -37,9 +37,12 @@ def test_macs_of_a_transposed_convolution_are_counted_from_its_inputs():
     cost = js.input_macs(x, (4, 4, 4, 5), transposed=True, strides=(2, 2), padding="VALID")
     np.testing.assert_array_equal(cost.dense, [6 * 5 * 4 * 16 * 5] * 3)
     np.testing.assert_array_equal(cost.sparse, (x != 0).sum((1, 2, 3)) * 16 * 5)
-    assert cost.output_shape == js.conv_transpose(
-        jnp.asarray(x), jnp.ones((4, 4, 4, 5)), strides=(2, 2), padding="VALID"
-    ).shape
+    assert (
+        cost.output_shape
+        == js.conv_transpose(
+            jnp.asarray(x), jnp.ones((4, 4, 4, 5)), strides=(2, 2), padding="VALID"
+        ).shape
+    )
     cropped = js.input_macs(x, (4, 4, 4, 5), transposed=True, strides=(2, 2), padding="SAME")
     assert (cropped.sparse <= cost.sparse).all()
     assert cropped.sparse.sum() < cost.sparse.sum()

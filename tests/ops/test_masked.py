@@ -334,6 +334,23 @@ def test_under_vmap_one_decision_is_made_and_one_side_runs(rng):
         oracle.equal_exactly(one, layer.definition(expected, layer.w, layer.g)[0])
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.69, False), (0.7, True)])
+def test_what_was_decided_can_be_read_back(share, expected, rng):
+    need("cpu_kernels")
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    x = jnp.float32(with_zeros(share, rng, (2, 10, 10, 4)))
+    with js.decisions() as taken:
+        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 5)))
+    assert [(d.member, d.is_sparse) for d in taken] == [
+        ("masked_conv_forward", expected),
+        ("masked_conv_weight_grad", expected),
+    ]
+    with js.decisions() as taken:
+        jax.block_until_ready(jax.jit(jax.vmap(layer.op, (0, None)))(x[None], w))
+    assert len(taken) == 1
+
+
 def test_explain_says_by_what_it_is_decided():
     layer = Layer("2d")
     x, w, g = layer.arrays()
