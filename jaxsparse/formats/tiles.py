@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 @functools.partial(
@@ -59,7 +60,7 @@ class ActivationTiles:
 
 
 def activation_tiles(
-    x, block: int | Sequence[int] = 4, *, capacity: int | None = None
+    x, *, block: int | Sequence[int] = 4, capacity: int | None = None
 ) -> ActivationTiles:
     """Cuts the space of each sample and channel into tiles and keeps those with a nonzero.
 
@@ -86,7 +87,7 @@ def activation_tiles(
             f"got block={block!r}."
         )
     sizes = tuple(map(int, sizes))
-    if capacity is None and isinstance(x, jax.core.Tracer):
+    if capacity is None and isinstance(x, Tracer):
         raise ValueError(
             "activation_tiles: inside jit the number of tiles must be known, got capacity=None. "
             "Give a capacity."

@@ -15,7 +15,7 @@ def sparse_image(shape=(2, 7, 9, 3)):
 
 def test_tiles_are_those_with_a_nonzero_in_order():
     x = sparse_image()
-    tiles = js.activation_tiles(x, 4)
+    tiles = js.activation_tiles(x, block=4)
     expected = [
         (b, c, i, j)
         for b in range(2)
@@ -39,7 +39,7 @@ def test_tiles_are_those_with_a_nonzero_in_order():
 )
 def test_tiles_hold_the_whole_activation(shape, block):
     x = sparse_image(shape)
-    np.testing.assert_array_equal(js.activation_tiles(x, block).todense(), x)
+    np.testing.assert_array_equal(js.activation_tiles(x, block=block).todense(), x)
 
 
 def test_tiles_inside_jit_fill_a_capacity():
@@ -64,8 +64,8 @@ def test_tiles_of_nothing_are_none():
     ("call", "words"),
     [
         (lambda: js.activation_tiles(jnp.ones((3, 4))), "x.shape"),
-        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), 0), "block=0"),
-        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), (2,)), "2 axes"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=0), "block=0"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=(2,)), "2 axes"),
         (lambda: jax.jit(js.activation_tiles)(jnp.ones((1, 4, 4, 1))), "capacity"),
     ],
 )
