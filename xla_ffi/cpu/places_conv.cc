@@ -50,6 +50,7 @@ class ActiveList {
     int64_t size = 0;
     for (int64_t row = 0; row < rows; ++row) {
       begin_[row] = size;
+      if (side.counts == nullptr) continue;  // of an empty array: nothing meets anything
       const int32_t* counts = side.counts + row * width;
       for (int64_t i = 0; i < width; ++i) {
         last_[size] = static_cast<int32_t>(i);
