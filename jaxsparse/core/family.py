@@ -40,7 +40,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxsparse.core import compat, dispatch, kernel, modes, names, native, partition
+from jaxsparse.core import compat, dispatch, kernel, modes, names, native, ordered, partition
 from jaxsparse.core.kinds import Device, Kind, Role, role_of
 
 
@@ -397,6 +397,8 @@ def _lower_by(member: Member, path: str, context, operands, platforms, **params)
     if path == "dense" and compat.is_on_one_device(context):
         params["reference"] = member.family.dense
     reference = functools.partial(member.run_reference, **params)
+    if platforms == ("cpu",):
+        reference = ordered.in_order(reference)
     return compat.lower_without_mesh(reference, context, *operands)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsparse.core import dispatch, modes
+from jaxsparse.core import dispatch, modes, ordered
 from jaxsparse.core.family import Family
 from jaxsparse.core.kinds import Kind, Role
 from jaxsparse.core.nonzeros import nonzeros
@@ -172,7 +172,8 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
     places = dict(zip(spec.masks, arrays[len(operands) :], strict=True))
     if spec.source in operands and spec.source not in places:
         places[spec.source] = nonzeros(operands[spec.source])
-    dense = functools.partial(member.run_reference, *arrays, spec=spec, n_group=n_group)
+    reference = functools.partial(member.run_reference, spec=spec, n_group=n_group)
+    dense = functools.partial(ordered.in_order(reference), *arrays)
     if not places:  # a gradient that is wanted everywhere
         return dense()
     masks = tuple(sorted(places))
