@@ -415,6 +415,32 @@ def test_on_several_devices_results_are_those_of_one(kind):
     all_equal(got, expected)
 
 
+EMPTY = {
+    "batch": ((0, 5, 6, 4), {}),
+    "rows": ((2, 0, 6, 4), {}),
+    "columns_that_padding_makes": ((2, 5, 0, 4), {"padding": ((1, 1), (2, 2))}),
+    "results": ((2, 1, 1, 4), {"padding": "VALID"}),
+    "channels": ((2, 5, 6, 0), {}),
+}
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("function", [js.masked_conv, js.masked_conv_transpose])
+@pytest.mark.parametrize("name", EMPTY)
+def test_axes_of_size_zero_have_results_and_gradients(name, function, is_masked, path):
+    shape, options = EMPTY[name]
+    x, w = jnp.ones(shape), jnp.ones((3, 3, shape[-1], 5))
+    mask = jnp.ones(shape[:-1], bool) if is_masked else None
+
+    def results(implementation):
+        op = functools.partial(function, mask=mask, implementation=implementation, **options)
+        y, pull = jax.vjp(op, x, w)
+        return y, *pull(jnp.ones_like(y))
+
+    for got, expected in zip(results(path), results("dense"), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_one_empty_sample_and_an_empty_batch_are_zero():
     layer = Layer("2d")
     x, w, _ = layer.arrays()
