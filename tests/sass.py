@@ -24,8 +24,17 @@ BUDGETS = pathlib.Path(__file__).parent / "cuda" / "registers.json"
 # What a kernel may not hold: its locals belong in registers.
 LOCAL_MEMORY = ("LDL", "STL")
 
-# What a kernel must hold, by a part of its name: tensor cores, asynchronous copies.
-PLANNED = (("Config<Tensor", "HMMA"), ("true>", "LDGSTS"))
+# What a kernel must hold, by a part of its name: tensor cores, asynchronous copies; of sm_90a
+# asynchronous products, copies of boxes both ways, barriers, registers that change hands.
+PLANNED = (
+    ("Config<Tensor", "HMMA"),
+    ("true>", "LDGSTS"),
+    ("HopperProduct", "HGMMA"),
+    ("HopperProduct", "UTMALDG"),
+    ("HopperProduct", "UTMASTG"),
+    ("HopperProduct", "SYNCS"),
+    ("HopperProduct", "USETMAXREG"),
+)
 
 # Where a kernel is allowed static shared memory; the rest is asked for at launch, and a
 # static_assert holds it to what the chips have.

@@ -321,6 +321,7 @@ TEST_CASE("the weight gradient is zero over the edge and in unused places whatev
 // Launches nothing, and remembers what it was asked for.
 class NoKernels final : public cuda::BlockKernels {
  public:
+  const cuda::Device& device() const override { return device_; }
   Status Pattern(cuda::PatternStep, const cuda::PatternArrays&, const cuda::GridSize&) override {
     return {};
   }
@@ -342,6 +343,9 @@ class NoKernels final : public cuda::BlockKernels {
   }
   cuda::ProductArgs product{};
   cuda::GridSize grid;
+
+ private:
+  const cuda::Device device_;
 };
 
 Status RunWithout(const BlockMatmul& problem, size_t scratch_bytes, NoKernels* kernels) {

@@ -14,6 +14,9 @@ Status EmulateForward(cuda::Machine& machine, const cuda::Variant& variant,
                       const cuda::ProductArgs& args, const cuda::GridSize& grid);
 Status EmulateInputGrad(cuda::Machine& machine, const cuda::Variant& variant,
                         const cuda::ProductArgs& args, const cuda::GridSize& grid);
+Status EmulateHopperProduct(cuda::Machine& machine, cuda::Pass pass, const cuda::Variant& variant,
+                            const cuda::ProductArgs& args, const cuda::GridSize& grid,
+                            const cuda::Device& device);
 Status EmulateWeightGrad(cuda::Machine& machine, const cuda::Variant& variant,
                          const cuda::WeightGradArgs& args, const cuda::GridSize& grid);
 Status EmulateSplits(cuda::Machine& machine, cuda::ArithmeticKind arithmetic,
@@ -21,7 +24,10 @@ Status EmulateSplits(cuda::Machine& machine, cuda::ArithmeticKind arithmetic,
 
 class EmulatedKernels final : public cuda::BlockKernels {
  public:
-  explicit EmulatedKernels(cuda::Machine& machine) : machine_(machine) {}
+  EmulatedKernels(cuda::Machine& machine, const cuda::Device& device)
+      : machine_(machine), device_(device) {}
+
+  const cuda::Device& device() const override { return device_; }
 
   Status Pattern(cuda::PatternStep step, const cuda::PatternArrays& args,
                  const cuda::GridSize& grid) override {
@@ -30,11 +36,15 @@ class EmulatedKernels final : public cuda::BlockKernels {
   Status Forward(const cuda::Variant& variant, const cuda::ProductArgs& args,
                  const cuda::GridSize& grid) override {
     ran = variant;
+    if (IsHopper(variant))
+      return EmulateHopperProduct(machine_, cuda::Pass::kForward, variant, args, grid, device_);
     return EmulateForward(machine_, variant, args, grid);
   }
   Status InputGrad(const cuda::Variant& variant, const cuda::ProductArgs& args,
                    const cuda::GridSize& grid) override {
     ran = variant;
+    if (IsHopper(variant))
+      return EmulateHopperProduct(machine_, cuda::Pass::kInputGrad, variant, args, grid, device_);
     return EmulateInputGrad(machine_, variant, args, grid);
   }
   Status WeightGrad(const cuda::Variant& variant, const cuda::WeightGradArgs& args,
@@ -53,6 +63,7 @@ class EmulatedKernels final : public cuda::BlockKernels {
 
  private:
   cuda::Machine& machine_;
+  const cuda::Device device_;
 };
 
 }  // namespace jaxsparse::testing

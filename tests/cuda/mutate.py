@@ -22,8 +22,10 @@ WEIGHT_GRAD = BLOCK + "weight_grad-inl.h"
 PATTERN = BLOCK + "pattern-inl.h"
 TILE = BLOCK + "warp_tile-inl.h"
 COPY = BLOCK + "copy_tile-inl.h"
+HOPPER = BLOCK + "hopper_product-inl.h"
+BOXES = BLOCK + "hopper.h"
 
-# (pass that must fail, file, what stands there, what to put there)
+# (pass that must fail, or the products of sm_90a, file, what stands there, what to put there)
 BUGS = [
     # Waiting and barriers
     ("forward", PRODUCT, "WaitForCopies<kStages - 2>();", ""),
@@ -82,11 +84,57 @@ BUGS = [
     ("forward", PRODUCT, "is_invalid ? NaN<Sum>() : Sum(0)", "Sum(0)"),
     ("input_grad", PATTERN, "is_invalid ? 0 : FirstBlockOf", "FirstBlockOf"),
     ("weight_grad", WEIGHT_GRAD, "numbers[e] = is_invalid ", "numbers[e] = false "),
+    # Of sm_90a: barriers and phases
+    ("hopper", HOPPER, "WaitForPhase(full + stage, parity);", ""),
+    ("hopper", HOPPER, "WaitForPhase(empty + stage, parity);", ""),
+    ("hopper", HOPPER, "stage = 0, parity = 1;", "stage = 0, parity = 0;"),
+    ("hopper", HOPPER, "int stage = 0, parity = 0;", "int stage = 0, parity = 1;"),
+    ("hopper", HOPPER, "stage = 0, parity ^= 1;", "stage = 0;"),
+    ("hopper", HOPPER, "InitBarrier(empty + i, 2);", "InitBarrier(empty + i, 1);"),
+    ("hopper", HOPPER, "      FenceBarriers();\n", ""),
+    ("hopper", HOPPER, "Config::kABytes + Config::kBBytes);\n          FetchBox",
+     "Config::kABytes);\n          FetchBox"),
+    ("hopper", HOPPER, "WaitForProducts<0>();\n      if (last_stage >= 0 && is_leader) Arrive",
+     "WaitForProducts<0>();\n      if (last_stage >= 9 && is_leader) Arrive"),
+    ("hopper", HOPPER, "Arrive(empty + last_stage);\n        last_stage",
+     "Arrive(empty + stage);\n        last_stage"),
+    # Products
+    ("hopper", HOPPER, "WaitForProducts<1>();", "WaitForProducts<2>();"),
+    ("hopper", HOPPER, "WaitForProducts<0>();", "WaitForProducts<1>();"),
+    ("hopper", HOPPER, "        FenceProducts();\n", ""),
+    ("hopper", HOPPER, "        CommitProducts();\n", ""),
+    ("hopper", HOPPER, "Descriptor(b + k * 128, Config::kBoxBytes, 1024)",
+     "Descriptor(b + k * 128, 16, 1024)"),
+    ("hopper", HOPPER, "Descriptor(b + k * 2, 16, 1024)", "Descriptor(b + k * 2, 16, 2048)"),
+    ("hopper", HOPPER, "i * Config::kBoxBytes + k * 2", "i * Config::kBoxBytes + k * 4"),
+    ("hopper", HOPPER, "StartProduct<!kTransposed>", "StartProduct<true>"),
+    ("hopper", HOPPER, "StageOfA(stage) + half * 2 * Config::kBoxBytes", "StageOfA(stage)"),
+    ("hopper", HOPPER, "GiveRegisters<24>", "GiveRegisters<40>"),
+    # Boxes
+    ("hopper", HOPPER, "      FenceShared();\n", ""),
+    ("hopper", HOPPER, "      if (is_leader) WaitForBoxesRead();\n", ""),
+    ("hopper", HOPPER, "    if (is_leader) WaitForBoxesRead();\n  }", "  }"),
+    ("hopper", HOPPER, "WaitForBoxesRead();\n      SyncWarpgroup(1 + half);",
+     "WaitForBoxesRead();"),
+    ("hopper", HOPPER, "FenceShared();\n      SyncWarpgroup(1 + half);", "FenceShared();"),
+    ("hopper", HOPPER, "Swizzled(row * 128 + column % 64 * 2)", "row * 128 + column % 64 * 2"),
+    ("hopper", HOPPER, "column + part * 64,", "column,"),
+    ("hopper", HOPPER, "kTransposed ? n : depth, first_block",
+     "kTransposed ? depth : n, first_block"),
+    ("hopper", BOXES, "args.c_groups, args.m, args.n", "1, args.c_groups * args.m, args.n"),
+    ("hopper", BOXES, "blocks, args.block_n, args.block_k, 64", "blocks, args.block_k, 64, 64"),
+    # Tiles
+    ("hopper", HOPPER, "half * 128 + i * 64,\n", "half * 64 + i * 64,\n"),
+    ("hopper", HOPPER, "in_group / tiles_per_row * Config::kTileM",
+     "in_group / tiles_per_row * 128"),
+    ("hopper", HOPPER, "tile = next_tile;", ""),
+    ("hopper", HOPPER, "tile.is_invalid ? NaN<float>() : 0.0f", "0.0f"),
+    ("hopper", HOPPER, "LoadConstant(tile.words + pattern.by_row + entry)", "entry"),
 ]  # fmt: skip
 
-# What the pass of a bug is compiled into, and fewer kernels than the library has: one each of short
-# floats aligned and not, TF32 and exact numbers.
-EMULATED = ["forward", "input_grad", "weight_grad", "pattern"]
+# What the pass of a bug, or sm_90a, is compiled into, and fewer kernels than the library has: one
+# each of short floats aligned and not, TF32 and exact numbers.
+EMULATED = ["forward", "input_grad", "weight_grad", "pattern", "hopper"]
 PRODUCT_LIST = """
 JAXSPARSE_PRODUCT(TensorBF16, 32, 32, true)
 JAXSPARSE_PRODUCT(TensorBF16, 32, 16, false)
@@ -98,6 +146,10 @@ JAXSPARSE_WEIGHT_GRAD(TensorBF16, 32, true)
 JAXSPARSE_WEIGHT_GRAD(TensorBF16, 32, false)
 JAXSPARSE_WEIGHT_GRAD(TensorTF32, 16, true)
 JAXSPARSE_WEIGHT_GRAD(ExactF32, 16, true)
+"""
+HOPPER_LIST = """
+JAXSPARSE_HOPPER_PRODUCT(BF16, 64)
+JAXSPARSE_HOPPER_PRODUCT(F16, 128)
 """
 SOURCES = {
     "numbers": "tests/cpp/numbers.cc",
@@ -139,6 +191,7 @@ class Bench:
         (self.lists / BLOCK).mkdir(parents=True)
         (self.lists / BLOCK / "product_list.inc").write_text(PRODUCT_LIST)
         (self.lists / BLOCK / "weight_grad_list.inc").write_text(WEIGHT_GRAD_LIST)
+        (self.lists / BLOCK / "hopper_list.inc").write_text(HOPPER_LIST)
 
     def object(self, name: str) -> pathlib.Path:
         return self.folder / f"{name}.o"
@@ -182,7 +235,7 @@ def main() -> int:
     ):
         bench = Bench(pathlib.Path(folder))
         bench.build(pool)
-        for role in ("forward", "input_grad", "weight_grad"):
+        for role in ("forward", "input_grad", "weight_grad", "hopper"):
             status, said = runs(bench.folder / "unchanged", role)
             if status != 0:
                 print(f"unchanged kernels fail in {role}: {said}")

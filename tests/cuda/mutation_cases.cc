@@ -107,12 +107,47 @@ std::string Complaint(const Case& test, Role role) {
   return complaint;
 }
 
+// The products of sm_90a: more tiles than multiprocessors, lists longer than the ring, a ragged
+// batch, groups, one block over the edge.
+std::string HopperComplaint() {
+  const Case cases[] = {
+      {DType::kBF16, cuda::Precision::kDefault, {300, 384, 192, 64, 64, 0.7}},
+      {DType::kBF16, cuda::Precision::kDefault, {70, 128, 128, 64, 64, 0.8, 3}},
+      {DType::kF16, cuda::Precision::kDefault, {70, 384, 200, 128, 128, 0.8}},
+  };
+  for (Case test : cases) {
+    for (const Role role : {Role::kForward, Role::kInputGrad}) {
+      if (role == Role::kInputGrad) std::swap(test.shape.in, test.shape.out);
+      Problem problem(test.shape, role, test.dtype, SmallIntegers(17));
+      const std::vector<Problem::Sum> expected = problem.Expected();
+      for (uint32_t seed = 1; seed <= 2; ++seed) {
+        for (const cuda::Timing timing : kTimings) {
+          problem.result().Fill(NaN);
+          const Emulation emulation = Emulate(problem, test.precision, timing, seed, kHopper);
+          if (!emulation.failure.empty()) return Name(timing) + ": " + emulation.failure;
+          if (!IsHopper(emulation.variant)) return "another kernel";
+          const std::string difference = FirstDifference(problem, expected);
+          if (!difference.empty()) return Name(timing) + ": " + difference;
+        }
+      }
+      problem.rows[1] = -5;
+      problem.result().Fill([] { return 0; });
+      Emulate(problem, test.precision, cuda::Timing::kMixed, 1, kHopper);
+      if (!std::isnan(problem.result()[0])) return "bad indices and no NaN";
+    }
+  }
+  return "";
+}
+
+int Report(const std::string& complaint) {
+  if (!complaint.empty()) std::printf("%s\n", complaint.c_str());
+  return complaint.empty() ? 0 : 1;
+}
+
 int Run(Role role) {
   for (const Case& test : Cases(role)) {
     const std::string complaint = Complaint(test, role);
-    if (complaint.empty()) continue;
-    std::printf("%s\n", complaint.c_str());
-    return 1;
+    if (!complaint.empty()) return Report(complaint);
   }
   return 0;
 }
@@ -122,9 +157,11 @@ int Run(Role role) {
 
 int main(int argc, char** argv) {
   using jaxsparse::testing::Role;
+  if (argc == 2 && argv[1] == std::string("hopper"))
+    return jaxsparse::testing::Report(jaxsparse::testing::HopperComplaint());
   for (const Role role : jaxsparse::testing::kRoles) {
     if (argc == 2 && Name(role) == argv[1]) return jaxsparse::testing::Run(role);
   }
-  std::fprintf(stderr, "usage: %s forward|input_grad|weight_grad\n", argv[0]);
+  std::fprintf(stderr, "usage: %s forward|input_grad|weight_grad|hopper\n", argv[0]);
   return 2;
 }

@@ -19,10 +19,11 @@ cuda::Pass PassOf(Role role) {
                                     : cuda::Pass::kWeightGrad;
 }
 
-Emulation Emulate(Problem& problem, cuda::Precision precision, cuda::Timing timing, uint32_t seed) {
+Emulation Emulate(Problem& problem, cuda::Precision precision, cuda::Timing timing, uint32_t seed,
+                  const cuda::Device& device) {
   using Access = cuda::Machine::Access;
   cuda::Machine machine(timing, seed);
-  EmulatedKernels kernels(machine);
+  EmulatedKernels kernels(machine, device);
   const cuda::Pass pass = PassOf(problem.role_);
   const size_t bytes = cuda::ScratchBytes(pass, problem.args, problem.dtype_, precision);
   std::vector<unsigned char, LineAllocator<unsigned char>> scratch(bytes, 0xFF);

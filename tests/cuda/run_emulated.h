@@ -22,10 +22,14 @@ struct Emulation {
   int64_t bank_conflicts = 0;
 };
 
+// A device of sm_90a that has few multiprocessors, so that each makes several tiles, and takes its
+// products for any number of rows.
+inline constexpr cuda::Device kHopper{3, 1};
+
 // Runs the problem's pass into its result. Every array, and the scratch, is just as large as it is
 // said to be; every element of the result may be written once.
 Emulation Emulate(Problem& problem, cuda::Precision precision, cuda::Timing timing,
-                  uint32_t seed = 1);
+                  uint32_t seed = 1, const cuda::Device& device = {});
 
 // The first number of the result that is not the rounded sum, as a sentence; empty if none is.
 std::string FirstDifference(const Problem& problem, const std::vector<Problem::Sum>& expected);

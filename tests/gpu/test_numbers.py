@@ -24,6 +24,8 @@ LARGE = (
     Problem("one_row", (1,), (1024, 1024), (64, 64), 0.8, "a row of x"),
     Problem("many_rows", (5000,), (128, 128), (64, 64), 0.5, "a batch that dW must split"),
     Problem("one_column", (64,), (2048, 64), (64, 64), 0.0, "one heavy column"),
+    Problem("many_tiles", (1100,), (512, 2560), (64, 64), 0.8, "more tiles than multiprocessors"),
+    Problem("edge_128", (260,), (512, 456), (64, 128), 0.5, "a tile over the edge of the weight"),
 )
 every_problem = pytest.mark.parametrize("problem", [*SMALL, *LARGE], ids=str)
 every_dtype = pytest.mark.parametrize("dtype", cases.DTYPES)

@@ -41,6 +41,7 @@ struct ProductArgs {
   void* c;
   bool c_is_float32;
   int64_t m, k, n;
+  int64_t a_groups, w_groups, c_groups;  // in all, whatever this launch takes
   int32_t block_k, block_n;
   int32_t lines;           // block columns of W, or of W^T
   int32_t tiles_per_line;  // of c, along n

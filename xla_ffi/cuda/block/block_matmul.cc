@@ -69,17 +69,16 @@ void PlanWeightGrad(const BlockMatmul& problem, Plan* plan) {
   }
 }
 
-Plan MakePlan(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision) {
+Plan MakePlan(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision,
+              const Device& device) {
   Plan plan{};
-  plan.variant = Select(pass, problem, dtype, precision);
+  plan.variant = Select(pass, problem, dtype, precision, device);
   PatternArrays& pattern = plan.pattern;
   pattern.capacity = static_cast<int32_t>(problem.capacity);
   pattern.grid_rows = static_cast<int32_t>(problem.grid_rows());
   pattern.grid_cols = static_cast<int32_t>(problem.grid_cols());
   pattern.blocks_per_strip = 1;
-  for (const int64_t group : problem.pattern_group) {
-    plan.patterns = std::max(plan.patterns, group + 1);
-  }
+  plan.patterns = NumGroups(problem.pattern_group);
 
   int64_t words = 1;  // is_invalid
   const auto take = [&words](int64_t size) {
@@ -197,6 +196,9 @@ Status RunProduct(Pass pass, const Plan& plan, const PatternArrays& pattern,
   args.w = problem.w;
   args.c = forward ? problem.y : problem.x;
   args.c_is_float32 = problem.y_is_float32;
+  args.a_groups = NumGroups(forward ? problem.x_group : problem.y_group);
+  args.w_groups = NumGroups(problem.w_group);
+  args.c_groups = NumGroups(forward ? problem.y_group : problem.x_group);
   args.m = problem.batch;
   args.k = forward ? problem.in : problem.out;
   args.n = forward ? problem.out : problem.in;
@@ -258,13 +260,14 @@ Status RunWeightGrad(const Plan& plan, const PatternArrays& pattern, const Block
 }  // namespace
 
 size_t ScratchBytes(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision) {
-  return CheckSizes(problem).ok() ? MakePlan(pass, problem, dtype, precision).scratch_bytes() : 0;
+  if (!CheckSizes(problem).ok()) return 0;
+  return MakePlan(pass, problem, dtype, precision, Device()).scratch_bytes();
 }
 
 Status RunBlockMatmul(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision,
                       Scratch scratch, BlockKernels& kernels) {
   if (Status s = CheckSizes(problem); !s.ok()) return s;
-  const Plan plan = MakePlan(pass, problem, dtype, precision);
+  const Plan plan = MakePlan(pass, problem, dtype, precision, kernels.device());
   if (scratch.bytes < plan.scratch_bytes()) {
     return Status::InvalidArgument("the scratch needs " + std::to_string(plan.scratch_bytes()) +
                                    " bytes, got " + std::to_string(scratch.bytes));

@@ -53,6 +53,9 @@ Status DispatchAddSplits(ArithmeticKind arithmetic, const Run& run) {
       return run(KernelType<AddSplits<ExactF32>>());
     case ArithmeticKind::kExactF64:
       return run(KernelType<AddSplits<ExactF64>>());
+    case ArithmeticKind::kHopperBF16:
+    case ArithmeticKind::kHopperF16:
+      break;  // no weight gradient is theirs
   }
   return NoSuchKernel();
 }

@@ -14,6 +14,7 @@ enum class PatternStep { kCheck, kCountRows, kSumCounts, kListArrivals, kOrderAr
 class BlockKernels {
  public:
   virtual ~BlockKernels() = default;
+  virtual const Device& device() const = 0;
   virtual Status Pattern(PatternStep step, const PatternArrays& args, const GridSize& grid) = 0;
   virtual Status Forward(const Variant& variant, const ProductArgs& args, const GridSize& grid) = 0;
   virtual Status InputGrad(const Variant& variant, const ProductArgs& args,

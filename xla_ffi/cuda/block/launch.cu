@@ -1,20 +1,45 @@
+#include "cuda/block/hopper.h"
 #include "cuda/block/launch.h"
 #include "cuda/common/device.cuh"
 
 namespace jaxsparse::cuda {
 namespace {
 
+// Below 129 rows a tile of 128 by mma.sync wastes less than one of 256.
+constexpr int64_t kFewestHopperRows = 129;
+
+Status DescribeDevice(Device* device) {
+  int current = 0, major = 0, minor = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  const auto ask = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, current);
+  };
+  ask(&device->multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(&major, cudaDevAttrComputeCapabilityMajor);
+  ask(&minor, cudaDevAttrComputeCapabilityMinor);
+#ifdef JAXSPARSE_HOPPER
+  if (major == 9 && minor == 0) device->fewest_hopper_rows = kFewestHopperRows;
+#endif
+  return DeviceStatus(error, "asking for the properties of a device");
+}
+
 class GpuKernels final : public BlockKernels {
  public:
-  explicit GpuKernels(Stream stream) : stream_(stream) {}
+  GpuKernels(const Device& device, Stream stream) : device_(device), stream_(stream) {}
+
+  const Device& device() const override { return device_; }
 
   Status Pattern(PatternStep step, const PatternArrays& args, const GridSize& grid) override {
     return LaunchPatternStep(step, args, grid, stream_);
   }
   Status Forward(const Variant& variant, const ProductArgs& args, const GridSize& grid) override {
+    if (IsHopper(variant))
+      return LaunchHopperProduct(Pass::kForward, variant, args, grid, device_, stream_);
     return LaunchForward(variant, args, grid, stream_);
   }
   Status InputGrad(const Variant& variant, const ProductArgs& args, const GridSize& grid) override {
+    if (IsHopper(variant))
+      return LaunchHopperProduct(Pass::kInputGrad, variant, args, grid, device_, stream_);
     return LaunchInputGrad(variant, args, grid, stream_);
   }
   Status WeightGrad(const Variant& variant, const WeightGradArgs& args,
@@ -27,16 +52,26 @@ class GpuKernels final : public BlockKernels {
   }
 
  private:
+  const Device device_;
   Stream stream_;
 };
 
 }  // namespace
 
+#ifndef JAXSPARSE_HOPPER
+Status LaunchHopperProduct(Pass, const Variant&, const ProductArgs&, const GridSize&, const Device&,
+                           Stream) {
+  return Status::DeviceError("no kernel was compiled for sm_90a");
+}
+#endif
+
 Status LaunchBlockMatmul(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision,
                          Scratch scratch, Stream stream) {
-  const OnDeviceOf device(stream);
-  if (!device.status().ok()) return device.status();
-  GpuKernels kernels(stream);
+  const OnDeviceOf current(stream);
+  if (!current.status().ok()) return current.status();
+  Device device;
+  if (Status s = DescribeDevice(&device); !s.ok()) return s;
+  GpuKernels kernels(device, stream);
   return RunBlockMatmul(pass, problem, dtype, precision, scratch, kernels);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 namespace jaxsparse::cuda {
 namespace {
@@ -56,14 +57,40 @@ int StepFor(int64_t block_depth, int element_bytes) {
   return 64 / element_bytes;
 }
 
+// The products of sm_90a take whole boxes of the weight, and count rows, blocks of all groups and
+// tiles of all groups in 32 bits.
+bool FitsHopper(Pass pass, const BlockMatmul& problem) {
+  if (pass == Pass::kWeightGrad) return false;
+  const bool forward = pass == Pass::kForward;
+  const int64_t k = forward ? problem.in : problem.out;
+  const int64_t n = forward ? problem.out : problem.in;
+  const int64_t block_k = forward ? problem.block_in : problem.block_out;
+  const int64_t block_n = forward ? problem.block_out : problem.block_in;
+  const int64_t blocks = NumGroups(problem.w_group) * problem.capacity;
+  if (block_k % 64 != 0 || block_n % 64 != 0 || k % block_k != 0) return false;
+  if (k == 0 || blocks == 0 || blocks > INT32_MAX || problem.batch > INT32_MAX - 256) return false;
+  const int64_t tiles = (problem.batch / 256 + 1) * (n / 64 + 1);
+  return tiles <= INT32_MAX / std::max<int64_t>(1, problem.num_groups());
+}
+
 }  // namespace
 
-int TileRows(ArithmeticKind arithmetic) { return OnTensorCores(arithmetic) ? 128 : 64; }
+int64_t NumGroups(const std::vector<int64_t>& map) {
+  return map.empty() ? 0 : *std::max_element(map.begin(), map.end()) + 1;
+}
+
+int TileRows(ArithmeticKind arithmetic) {
+  if (arithmetic == ArithmeticKind::kHopperBF16 || arithmetic == ArithmeticKind::kHopperF16)
+    return 256;
+  return OnTensorCores(arithmetic) ? 128 : 64;
+}
 
 int ElementBytes(ArithmeticKind arithmetic) {
   switch (arithmetic) {
     case ArithmeticKind::kTensorBF16:
     case ArithmeticKind::kTensorF16:
+    case ArithmeticKind::kHopperBF16:
+    case ArithmeticKind::kHopperF16:
       return 2;
     case ArithmeticKind::kTensorTF32:
     case ArithmeticKind::kExactF32:
@@ -76,7 +103,8 @@ int ElementBytes(ArithmeticKind arithmetic) {
 
 int SumBytes(ArithmeticKind arithmetic) { return arithmetic == ArithmeticKind::kExactF64 ? 8 : 4; }
 
-Variant Select(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision) {
+Variant Select(Pass pass, const BlockMatmul& problem, DType dtype, Precision precision,
+               const Device& device) {
   const ArithmeticKind arithmetic = ArithmeticFor(dtype, precision);
   const int element_bytes = ElementBytes(arithmetic);
   const bool is_aligned = IsAligned(problem, element_bytes);
@@ -85,6 +113,13 @@ Variant Select(Pass pass, const BlockMatmul& problem, DType dtype, Precision pre
                         : pass == Pass::kForward ? std::min(problem.block_out, problem.out)
                                                  : problem.block_out;
   const int64_t depth = is_input_grad ? problem.block_out : problem.block_in;
+
+  if (problem.batch >= device.fewest_hopper_rows && element_bytes == 2 && is_aligned &&
+      FitsHopper(pass, problem)) {
+    const int64_t side = is_input_grad ? problem.block_in : problem.block_out;
+    return {dtype == DType::kBF16 ? ArithmeticKind::kHopperBF16 : ArithmeticKind::kHopperF16,
+            side % 128 == 0 ? 128 : 64, 64, true};
+  }
 
   // Copies element by element are slow in any tile: there is one, and one step.
   Variant variant{arithmetic, 32, 0, is_aligned};

@@ -8,6 +8,8 @@
 //   memory.h    the place of a thread; global and shared memory; barriers; shuffles; atomics
 //   copy.h      asynchronous copies from global to shared memory
 //   matrix.h    fragments from shared memory, and products of them
+//   hopper.h    sm_90a only, and included apart: barriers that count bytes, boxes, asynchronous
+//               products, registers that change hands
 //
 // A kernel is a type, so that both backends can run it:
 //

@@ -16,7 +16,8 @@ namespace {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kSharedAlignment = 1024;
-constexpr int16_t kSeveral = -1;  // more than one reader
+constexpr int16_t kSeveral = -1;       // more than one reader
+constexpr int16_t kAsynchronous = -2;  // not a thread but a bulk copy wrote it
 
 Machine* running = nullptr;
 
@@ -33,10 +34,30 @@ struct Machine::Fiber {
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool is_started = false, is_done = false;
 
-  using Copies = std::vector<std::function<void()>>;
-  Copies open;                // not yet committed
-  std::deque<Copies> groups;  // committed, in order
+  WorkQueue copies, boxes;
+  uint32_t fences = 0;
 };
+
+void Machine::WorkQueue::Commit() { groups_.push_back(std::exchange(open_, {})); }
+
+void Machine::WorkQueue::Wait(size_t pending) {
+  for (; groups_.size() > pending; groups_.pop_front()) {
+    for (const std::function<void()>& work : groups_.front()) work();
+  }
+}
+
+void Machine::WorkQueue::RunAll() {
+  groups_.push_back(std::exchange(open_, {}));
+  for (Works& works : groups_) {
+    for (const std::function<void()>& work : std::exchange(works, {})) work();
+  }
+  groups_.pop_back();
+}
+
+bool Machine::WorkQueue::is_empty() const {
+  return open_.empty() && std::all_of(groups_.begin(), groups_.end(),
+                                      [](const Works& works) { return works.empty(); });
+}
 
 Machine::Machine(Timing timing, uint32_t seed) : timing_(timing), random_(seed) {}
 Machine::~Machine() = default;
@@ -47,9 +68,8 @@ void Machine::FiberMain() {
   Machine& machine = Now();
   try {
     (*machine.kernel_)();
-    Fiber& fiber = *machine.fibers_[machine.current_];
-    const auto is_empty = [](const Fiber::Copies& copies) { return copies.empty(); };
-    if (!fiber.open.empty() || !std::all_of(fiber.groups.begin(), fiber.groups.end(), is_empty))
+    const Fiber& mine = *machine.fibers_[machine.current_];
+    if (!mine.copies.is_empty() || !mine.boxes.is_empty())
       Fail("a thread ended with copies in flight");
   } catch (const std::exception& error) {
     machine.failure_ = error.what();
@@ -99,12 +119,18 @@ void Machine::RunBlock() {
   first_epoch_ = ++epoch_;
   barrier_arrived_ = 0;
   barrier_any_ = false;
-  warps_.assign((num_threads_ + 31) / 32, WarpState());
+  warps_.assign((num_threads_ + 31) / 32, Meeting());
+  warpgroups_.assign((num_threads_ + 127) / 128, Meeting());
+  products_.assign(warpgroups_.size(), WorkQueue());
+  is_fenced_.assign(warpgroups_.size(), false);
+  free_registers_ = 0;
+  deliveries_.clear();
+  barriers_.clear();
   for (int i = 0; i < num_threads_; ++i) {
     Fiber& fiber = *fibers_[i];
     fiber.is_started = fiber.is_done = false;
-    fiber.open.clear();
-    fiber.groups.clear();
+    fiber.copies = fiber.boxes = WorkQueue();
+    fiber.fences = 0;
   }
 
   // volatile: read again after a longjmp to here.
@@ -136,11 +162,18 @@ void Machine::RunBlock() {
       }
       if (!failure_.empty()) return;
     }
+    // A delivery lands when nothing else moves, or now and then.
+    if (!deliveries_.empty() && (!progress_ || random_() % 3 == 0)) Land();
+    if (!failure_.empty()) return;
     if (!progress_ && num_done < num_threads_) {
       failure_ = "deadlock: " + std::to_string(num_threads_ - num_done) +
                  " threads wait, some at a barrier that others never reach";
       return;
     }
+  }
+  if (!deliveries_.empty()) failure_ = "a block ended with copies in flight";
+  for (const WorkQueue& products : products_) {
+    if (!products.is_empty()) failure_ = "a block ended with products in flight";
   }
 }
 
@@ -159,19 +192,18 @@ bool Machine::Barrier(bool mine) {
   return barrier_result_;
 }
 
-void Machine::Warp(WarpFunction function, void* operands) {
-  WarpState& warp = warps_[current_ / 32];
-  if (warp.arrived == 0) warp.function = function;
-  if (warp.function != function) Fail("lanes of a warp are at different functions");
-  warp.operands[current_ % 32] = operands;
-  const uint32_t generation = warp.generation;
+void Machine::Meet(Meeting& meeting, int size, Collective function, void* operands) {
+  if (meeting.arrived == 0) meeting.function = function;
+  if (meeting.function != function) Fail("lanes of a warp are at different functions");
+  meeting.operands[current_ % size] = operands;
+  const uint32_t generation = meeting.generation;
   progress_ = true;
-  if (++warp.arrived == 32) {
-    warp.arrived = 0;
-    function(warp.operands);
-    ++warp.generation;
+  if (++meeting.arrived == size) {
+    meeting.arrived = 0;
+    function(meeting.operands);
+    ++meeting.generation;
   } else {
-    while (warp.generation == generation) Yield();
+    while (meeting.generation == generation) Yield();
   }
 }
 
@@ -233,6 +265,7 @@ void Machine::WriteShared(void* to, const void* from, size_t bytes, size_t align
       Fail("shared memory: written with no barrier after another thread's read");
     shadow.write_epoch = epoch_;
     shadow.writer = me;
+    shadow.fences = fibers_[current_]->fences;
   }
   std::memcpy(to, from, bytes);
 }
@@ -246,23 +279,141 @@ bool Machine::Defers() {
 
 void Machine::AddCopy(std::function<void()> copy) {
   if (Defers()) {
-    fibers_[current_]->open.push_back(std::move(copy));
+    fibers_[current_]->copies.Add(std::move(copy));
   } else {
     copy();
   }
 }
 
-void Machine::CommitCopies() {
-  Fiber& fiber = *fibers_[current_];
-  fiber.groups.push_back(std::exchange(fiber.open, {}));
+void Machine::CommitCopies() { fibers_[current_]->copies.Commit(); }
+void Machine::WaitForCopies(size_t pending) { fibers_[current_]->copies.Wait(pending); }
+
+// ---- what sm_90a adds
+// ----------------------------------------------------------------------------
+
+void Machine::AddBox(std::function<void()> copy) {
+  if (Defers()) {
+    fibers_[current_]->boxes.Add(std::move(copy));
+  } else {
+    copy();
+  }
 }
 
-void Machine::WaitForCopies(size_t pending) {
-  Fiber& fiber = *fibers_[current_];
-  while (fiber.groups.size() > pending) {
-    for (const std::function<void()>& copy : fiber.groups.front()) copy();
-    fiber.groups.pop_front();
+void Machine::CommitBoxes() { fibers_[current_]->boxes.Commit(); }
+void Machine::WaitForBoxes(size_t pending) { fibers_[current_]->boxes.Wait(pending); }
+
+void Machine::FenceProducts() { is_fenced_[current_ / 128] = true; }
+
+void Machine::AddProduct(std::function<void()> product) {
+  if (!is_fenced_[current_ / 128]) Fail("a product with no fence after its registers were used");
+  // Those of a warpgroup are done in order: so are their sums.
+  WorkQueue& products = products_[current_ / 128];
+  products.Add(std::move(product));
+  if (!Defers()) products.RunAll();
+}
+
+void Machine::CommitProducts() { products_[current_ / 128].Commit(); }
+void Machine::WaitForProducts(size_t pending) {
+  is_fenced_[current_ / 128] = false;
+  products_[current_ / 128].Wait(pending);
+}
+
+void Machine::GiveRegisters(int count) {
+  if (count > RegistersAtStart()) Fail("registers: given up, but more than there were");
+  free_registers_ += 128 * (RegistersAtStart() - count);
+  progress_ = true;
+}
+
+void Machine::TakeRegisters(int count) {
+  while (free_registers_ < count - RegistersAtStart()) Yield();
+  free_registers_ -= count - RegistersAtStart();
+}
+
+void Machine::Deliver(std::function<void()> copy) {
+  progress_ = true;
+  if (Defers()) {
+    deliveries_.push_back(std::move(copy));
+  } else {
+    copy();
   }
+}
+
+void Machine::Land() {
+  const size_t i = random_() % deliveries_.size();
+  const std::function<void()> copy = std::move(deliveries_[i]);
+  deliveries_.erase(deliveries_.begin() + static_cast<ptrdiff_t>(i));
+  progress_ = true;
+  try {
+    copy();
+  } catch (const std::exception& error) {
+    failure_ = error.what();
+  }
+}
+
+void Machine::InitBarrier(const uint64_t* barrier, int arrivals) {
+  SharedOffset(barrier, sizeof *barrier, sizeof *barrier);
+  barriers_[barrier] = {arrivals, 0, 0, 0, false};
+}
+
+void Machine::FenceBarriers() {
+  for (auto& [place, barrier] : barriers_) barrier.is_fenced = true;
+}
+
+Machine::PhaseBarrier& Machine::BarrierAt(const uint64_t* barrier) {
+  const auto found = barriers_.find(barrier);
+  if (found == barriers_.end()) Fail("barrier: not initialised");
+  return found->second;
+}
+
+void Machine::CheckBarrier(const uint64_t* barrier) {
+  if (!BarrierAt(barrier).is_fenced) Fail("barrier: no fence between its start and a copy");
+}
+
+void Machine::EndPhaseIfDone(PhaseBarrier& barrier) {
+  if (barrier.arrived > barrier.expected) Fail("barrier: more arrivals than expected");
+  if (barrier.arrived != barrier.expected || barrier.pending_bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.arrived = 0;
+  progress_ = true;
+}
+
+void Machine::Arrive(const uint64_t* barrier, int64_t expected_bytes) {
+  PhaseBarrier& phases = BarrierAt(barrier);
+  phases.pending_bytes += expected_bytes;
+  ++phases.arrived;
+  EndPhaseIfDone(phases);
+}
+
+void Machine::BytesLanded(const uint64_t* barrier, int64_t bytes) {
+  PhaseBarrier& phases = BarrierAt(barrier);
+  phases.pending_bytes -= bytes;
+  EndPhaseIfDone(phases);
+}
+
+void Machine::WaitForPhase(const uint64_t* barrier, int parity) {
+  while (BarrierAt(barrier).phase == parity) Yield();
+}
+
+// Bulk copies and products have no epoch: barriers order them, and the timing shows what does not.
+void Machine::WriteSharedAsync(size_t offset, uint16_t value) {
+  if (offset + sizeof value > shared_bytes_) Fail("shared memory: out of bounds");
+  Shadow& shadow = shadow_[offset / 2];
+  shadow.write_epoch = first_epoch_;
+  shadow.writer = kAsynchronous;
+  std::memcpy(shared_ + offset, &value, sizeof value);
+}
+
+void Machine::FenceShared() { ++fibers_[current_]->fences; }
+
+uint16_t Machine::ReadSharedAsync(size_t offset) const {
+  if (offset + sizeof(uint16_t) > shared_bytes_) Fail("shared memory: out of bounds");
+  const Shadow& shadow = shadow_[offset / 2];
+  if (shadow.write_epoch < first_epoch_) Fail("shared memory: read, but never written");
+  if (shadow.writer != kAsynchronous && shadow.fences == fibers_[shadow.writer]->fences)
+    Fail("shared memory: an asynchronous read of what a thread wrote, with no fence between");
+  uint16_t value;
+  std::memcpy(&value, shared_ + offset, sizeof value);
+  return value;
 }
 
 }  // namespace jaxsparse::cuda
