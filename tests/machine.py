@@ -34,6 +34,9 @@ def why_absent(what: str) -> str | None:
         return None if sass.find_cuobjdump() else "neither in PATH nor among the Python packages"
     if what == "gpu_hardware":
         return None if native.devices("cuda") else "JAX has no CUDA device here"
+    if what == "hopper_hardware":
+        capabilities = [device.compute_capability for device in native.devices("cuda")]
+        return None if "9.0" in capabilities else f"of compute capability 9.0, got {capabilities}"
     if what in ("c++", "cmake", "nvcc"):
         return None if shutil.which(what) else "not in PATH"
     if what in ("scipy", "flatbuffers", "torch"):

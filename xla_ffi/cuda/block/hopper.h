@@ -1,18 +1,10 @@
 // Products on sm_90a: what their launch adds to the arguments of every product.
 #pragma once
-#include <cstdint>
-
 #include "cuda/block/arguments.h"
 #include "cuda/block/kernels.h"
+#include "cuda/common/boxed_array.h"
 
 namespace jaxsparse::cuda {
-
-// An array [layers, rows, columns] that is copied in boxes of 64 columns.
-struct BoxedArray {
-  const void* data;
-  int64_t layers, rows, columns;
-  int box_rows;
-};
 
 inline BoxedArray BoxesOfA(const ProductArgs& args) {
   return {args.a, args.a_groups, args.m, args.k, 256};

@@ -5,9 +5,6 @@
 namespace jaxsparse::cuda {
 namespace {
 
-// Below 129 rows a tile of 128 by mma.sync wastes less than one of 256.
-constexpr int64_t kFewestHopperRows = 129;
-
 Status DescribeDevice(Device* device) {
   int current = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&current);
@@ -18,7 +15,8 @@ Status DescribeDevice(Device* device) {
   ask(&major, cudaDevAttrComputeCapabilityMajor);
   ask(&minor, cudaDevAttrComputeCapabilityMinor);
 #ifdef JAXSPARSE_HOPPER
-  if (major == 9 && minor == 0) device->fewest_hopper_rows = kFewestHopperRows;
+  // Below, a tile of 128 rows by mma.sync wastes less than one of 256.
+  if (major == 9 && minor == 0) device->fewest_hopper_rows = 129;
 #endif
   return DeviceStatus(error, "asking for the properties of a device");
 }
