@@ -2,7 +2,7 @@
 
     python -m jaxsparse.bench.gpu dense ROWS.jsonl     XLA's dense products, in every dtype
     python -m jaxsparse.bench.gpu sweep ROWS.jsonl     block edge x density x pass, against dense
-    python -m jaxsparse.bench.gpu peers ROWS.jsonl     torch's block-sparse product
+    python -m jaxsparse.bench.gpu peers ROWS.jsonl     block-sparse products of torch and Triton
     python -m jaxsparse.bench.gpu table ROWS.jsonl BREAK_EVEN.json
 
 `scripts/gpu` runs all of it. A row is written as soon as it is measured, the most important first,
@@ -29,30 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsparse as js
-from jaxsparse.bench import measure
+from jaxsparse.bench import gpu_model, measure
 from jaxsparse.core import dispatch, native
 from jaxsparse.tune import environment
 
 ROLES = ("forward", "input_grad", "weight_grad")
 CALLS = 4  # in one program, each with inputs of its own: 128 MB and more at 4096 in bfloat16
 
-# Speedups over cuBLAS in bfloat16 that we aim for on an H200, at 4096 and 8192 rows, inputs and
-# outputs: {(is_weight_grad, block edge): {density: goal}}. They come from the model below.
-GOALS = {
-    (False, 128): {0.5: 1.3, 0.3: 2.1, 0.2: 3.1, 0.1: 5.5},
-    (False, 64): {0.3: 1.2, 0.2: 1.8, 0.1: 3.5},
-    (False, 32): {0.2: 1.0, 0.1: 1.9},
-    (False, 16): {0.1: 1.0},
-    (True, 128): {0.3: 1.3, 0.1: 3.5},
-    (True, 64): {0.2: 1.0, 0.1: 2.0, 0.05: 4.0},
-    (True, 32): {0.1: 1.0, 0.05: 2.0},
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """What is measured: a pass over `rows` rows of a square weight of `size` inputs and outputs.
 
+    `role` is one of ROLES, or "step": the product and both its gradients, as in training.
     `block` and `density` are None for the dense product alone.
     """
 
@@ -76,25 +65,14 @@ class Cell:
             return None
         if self.block is None or self.density is None:
             return None
-        return GOALS.get((self.role == "weight_grad", self.block), {}).get(self.density)
+        return gpu_model.goal(self.role, self.block, self.density)
 
 
 def modelled_speedup(cell: Cell) -> float | None:
-    """What a model says of the mma.sync kernels on an H200, in bfloat16; None where it is silent.
-
-    Assumed, not measured: cuBLAS at 790 TFLOP/s; tensor cores fed by mma.sync at half the rate of
-    wgmma, of which tiles of these widths reach 0.85, 0.78, 0.50 and 0.28; 5.5 TB/s from L2 to
-    shared memory, 4 from device memory; 6 % to fill and drain, 4 us to launch.
-    """
+    """What a model says of the kernels on an H200; None where it is silent."""
     if cell.dtype != "bfloat16" or cell.block is None or cell.density is None:
         return None
-    reached = {128: 0.85, 64: 0.78, 32: 0.50, 16: 0.28}[cell.block]
-    flop = 2 * cell.rows * cell.size**2
-    compute = flop * cell.density / (790e12 * 0.5 * reached)
-    second = 2 if cell.role == "weight_grad" else 1  # dW reads both operands for each block
-    from_l2 = flop * cell.density * (second / cell.block + 1 / 512) / 5.5e12
-    memory = 2 * cell.size * (2 * cell.rows + cell.density * cell.size) / 4e12
-    return flop / 790e12 / (max(compute, from_l2, memory) * 1.06 + 4e-6)
+    return gpu_model.speedup(cell.role, cell.rows, cell.size, cell.block, cell.density)
 
 
 # What is measured, the most important first ------------------------------------------------------
@@ -107,9 +85,11 @@ def sweep(is_dry: bool) -> Iterator[Cell]:
     for size in sizes:
         for density in (0.1,) if is_dry else (0.1, 0.2, 0.5, 0.3, 0.05, 0.7, 0.02):
             for block in blocks:
-                for role in ROLES:
-                    if size == 4096 or density in (0.1, 0.2) or is_dry:
+                if size == 4096 or density in (0.1, 0.2) or is_dry:
+                    for role in ROLES:
                         yield Cell(role, "bfloat16", size, size, block, density)
+                    if block == 64 and density in (0.1, 0.2):
+                        yield Cell("step", "bfloat16", size, size, block, density)
     if is_dry:
         return
     for dtype, precision in (("float16", None), ("float32", None), ("float32", "highest")):
@@ -163,6 +143,10 @@ def _sparse_pass(cell: Cell, implementation):
     def run(x, g, values, pattern):
         if cell.role == "weight_grad":
             return js.sddmm(x, g, pattern, **options)
+        if cell.role == "step":
+            product = lambda x, v: js.matmul(x, js.SparseWeight(v, pattern), **options)
+            y, pull = jax.vjp(product, x, values)
+            return y, *pull(g)
         forward = lambda x: js.matmul(x, js.SparseWeight(values, pattern), **options)
         return forward(x) if cell.role == "forward" else jax.linear_transpose(forward, x)(g)[0]
 
@@ -176,6 +160,7 @@ def _dense_pass(cell: Cell):
         "forward": lambda x, g, w: dot(x, w),
         "input_grad": lambda x, g, w: dot(g, w.T),
         "weight_grad": lambda x, g, w: dot(x.T, g),
+        "step": lambda x, g, w: (dot(x, w), dot(g, w.T), dot(x.T, g)),
     }[cell.role]
 
 
@@ -217,16 +202,22 @@ def measure_cell(cell: Cell, seconds: float, implementation: str | None = "ffi")
 def _error(cell: Cell, ours, theirs, pattern) -> float:
     """The largest difference of the two, in units of the largest result."""
     largest = 0.0
-    for mine, other in zip(ours, theirs):
-        other = pattern.gather(other) if cell.role == "weight_grad" else other
+    if cell.role == "step":
+        ours, theirs = ([result for step in all for result in step] for all in (ours, theirs))
+    for i, (mine, other) in enumerate(zip(ours, theirs)):
+        is_weight_grad = cell.role == "weight_grad" or (cell.role == "step" and i % 3 == 2)
+        other = pattern.gather(other) if is_weight_grad else other
         mine, other = mine.astype(jnp.float32), other.astype(jnp.float32)
         error = jnp.max(jnp.abs(mine - other)) / jnp.maximum(jnp.max(jnp.abs(other)), 1e-30)
         largest = max(largest, float(jnp.where(jnp.isfinite(error), error, jnp.inf)))
     return largest
 
 
-def torch_rows(is_dry: bool) -> Iterator[dict]:
-    """Rows of torch's block-sparse product, where torch sees the GPU: forward, in bfloat16."""
+def peer_rows(is_dry: bool) -> Iterator[dict]:
+    """Rows of others' block-sparse products, where torch sees the GPU: forward, in bfloat16.
+
+    torch's own choice, and, where Triton is installed, the Triton kernel that torch comes with.
+    """
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -238,6 +229,9 @@ def torch_rows(is_dry: bool) -> Iterator[dict]:
     device = "cpu" if is_dry else "cuda"
     size = 256 if is_dry else 4096
     dtype = torch.float32 if is_dry else torch.bfloat16
+    peers = {"torch BSR": torch.matmul}
+    if triton := _triton_product():
+        peers["Triton BSR"] = triton
     for block in (64, 32):
         for density in (0.1, 0.2, 0.5):
             keep = torch.rand(size // block, size // block, device=device) < density
@@ -246,27 +240,46 @@ def torch_rows(is_dry: bool) -> Iterator[dict]:
             w = (torch.randn(size, size, device=device) * mask).to(dtype)
             sparse = w.to_sparse_bsr((block, block))
             xs = [torch.randn(size, size, device=device).to(dtype) for _ in range(CALLS)]
+            cublas = _torch_seconds(torch, torch.matmul, w, xs)
+            for peer, product in peers.items():
+                right = torch.matmul(w, xs[0]).float()
+                error = (
+                    (product(sparse, xs[0]).float() - right).abs().max() / right.abs().max()
+                ).item()
+                theirs = _torch_seconds(torch, product, sparse, xs)
+                yield {
+                    "label": f"{peer} forward {size} b{block} {density:g}",
+                    "peer": peer,
+                    "torch": torch.__version__,
+                    "sparse_us": 1e6 * theirs,
+                    "dense_us": 1e6 * cublas,
+                    "speedup": cublas / theirs,
+                    "error": error,
+                }
 
-            def timed(matrix, xs=xs, device=device):
-                times = []
-                for _ in range(12):
-                    start = time.perf_counter()
-                    for x in xs:
-                        torch.matmul(matrix, x)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                    times.append((time.perf_counter() - start) / CALLS)
-                return 1e6 * statistics.median(times[2:])
 
-            theirs, cublas = timed(sparse), timed(w)
-            yield {
-                "label": f"torch BSR forward {size} b{block} {density:g}",
-                "peer": "torch BSR",
-                "torch": torch.__version__,
-                "sparse_us": theirs,
-                "dense_us": cublas,
-                "speedup": cublas / theirs,
-            }
+def _triton_product():
+    """`product(bsr, dense)` by torch's Triton kernel; None where there is none, with the reason."""
+    try:
+        importlib.import_module("triton")
+        product = importlib.import_module("torch.sparse._triton_ops").bsr_dense_mm
+    except (ImportError, AttributeError) as error:
+        print(f"no Triton: {error}")
+        return None
+    return product
+
+
+def _torch_seconds(torch, product, matrix, xs) -> float:
+    """The median time of a product of the matrix with each of `xs`."""
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        for x in xs:
+            product(matrix, x)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / len(xs))
+    return statistics.median(times[2:])
 
 
 # Files -------------------------------------------------------------------------------------------
@@ -332,7 +345,7 @@ def break_even(rows: Iterable[dict]) -> dict:
     """
     ratios = {}
     for row in rows:
-        if row.get("block") is None or row["implementation"] != "ffi":
+        if row.get("block") is None or row["implementation"] != "ffi" or row["role"] == "step":
             continue
         format = js.Block((row["block"],) * 2)
         pattern = js.patterns.full(format, (row["size"], row["size"]))
@@ -397,7 +410,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.what == "peers":
         done = {row["label"] for row in read_rows(options.rows)}
-        for row in torch_rows(options.dry_run):
+        for row in peer_rows(options.dry_run):
             if row["label"] not in done:
                 append_row(options.rows, row)
                 print(line(row), flush=True)

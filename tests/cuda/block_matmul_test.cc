@@ -35,7 +35,9 @@ std::vector<Variant> CheckExact(const Shape& shape, Role role, DType dtype,
   std::vector<Variant> ran;
   for (const cuda::Timing timing : kTimings) {
     problem.result().Fill([] { return kNaN; });
-    const Emulation emulation = Emulate(problem, precision, timing);
+    // Tiles in both orders.
+    const cuda::Device device = timing == cuda::Timing::kEager ? WithSmallCache(kAmpere) : kAmpere;
+    const Emulation emulation = Emulate(problem, precision, timing, 1, device);
     INFO(CaseName(problem, timing));
     CHECK(emulation.failure == "");
     CHECK(emulation.bank_conflicts == 0);
@@ -142,6 +144,8 @@ TEST_CASE("passes equal the definition for blocks that no tile fits") {
 TEST_CASE("grids of more rows and columns than the threads that count them") {
   CheckExact({1, 1100, 2, 1, 2, 0.5}, Role::kInputGrad, DType::kBF16);
   CheckExact({1, 2, 1100, 2, 1, 0.5}, Role::kWeightGrad, DType::kBF16);
+  CheckExact({1, 100, 100, 1, 1, 0.5}, Role::kInputGrad,
+             DType::kBF16);  // and blocks than it takes at once
 }
 
 TEST_CASE("the same inputs give the same bits in whatever order threads run") {
@@ -349,7 +353,7 @@ class NoKernels final : public cuda::BlockKernels {
 };
 
 Status RunWithout(const BlockMatmul& problem, size_t scratch_bytes, NoKernels* kernels) {
-  alignas(128) static char scratch[128];
+  alignas(128) static char scratch[4224];
   return cuda::RunBlockMatmul(cuda::Pass::kForward, problem, DType::kF32, Precision::kDefault,
                               {scratch, scratch_bytes}, *kernels);
 }
@@ -372,9 +376,10 @@ TEST_CASE("scratch that is too small is refused") {
   NoKernels kernels;
   const BlockMatmul problem = ProblemOfSizes(9, 48, 48, 16);
   const size_t bytes = ForwardScratch(problem);
-  CHECK(bytes == 128);
+  CHECK(bytes == 4224);
   CHECK(RunWithout(problem, bytes, &kernels).ok());
-  CHECK(RunWithout(problem, bytes - 1, &kernels).message == "the scratch needs 128 bytes, got 127");
+  CHECK(RunWithout(problem, bytes - 1, &kernels).message ==
+        "the scratch needs 4224 bytes, got 4223");
 }
 
 TEST_CASE("sizes that the kernels cannot count are refused") {

@@ -18,6 +18,9 @@ Status EmulatePattern(cuda::Machine& machine, cuda::PatternStep step,
     case cuda::PatternStep::kListArrivals:
       machine.Run<cuda::ListArrivals>(args, grid);
       break;
+    case cuda::PatternStep::kPrepare:
+      machine.Run<cuda::PreparePattern>(args, grid);
+      break;
     case cuda::PatternStep::kOrderArrivals:
       machine.Run<cuda::OrderArrivals>(args, grid);
       break;

@@ -32,7 +32,9 @@ Shape ShapeFor(Role role, Shape shape) {
 
 Emulation EmulateHopper(Problem& problem, cuda::Timing timing, uint32_t seed = 1) {
   problem.result().Fill(NaN);
-  return Emulate(problem, Precision::kDefault, timing, seed, kHopper);
+  // Tiles in both orders.
+  const cuda::Device device = timing == cuda::Timing::kEager ? WithSmallCache(kHopper) : kHopper;
+  return Emulate(problem, Precision::kDefault, timing, seed, device);
 }
 
 Variant CheckExact(const Shape& shape, Role role, DType dtype) {

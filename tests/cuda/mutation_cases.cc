@@ -59,7 +59,8 @@ std::string ComputesTheDefinition(const Case& test, Role role) {
   for (uint32_t seed = 1; seed <= 2; ++seed) {
     for (const cuda::Timing timing : kTimings) {
       problem.result().Fill(NaN);
-      const Emulation emulation = Emulate(problem, test.precision, timing, seed);
+      const cuda::Device device = seed == 1 ? kAmpere : WithSmallCache(kAmpere);
+      const Emulation emulation = Emulate(problem, test.precision, timing, seed, device);
       if (!emulation.failure.empty()) return Name(timing) + ": " + emulation.failure;
       if (emulation.bank_conflicts != 0) return "bank conflicts";
       const std::string difference = FirstDifference(problem, expected);
@@ -123,7 +124,8 @@ std::string HopperComplaint() {
       for (uint32_t seed = 1; seed <= 2; ++seed) {
         for (const cuda::Timing timing : kTimings) {
           problem.result().Fill(NaN);
-          const Emulation emulation = Emulate(problem, test.precision, timing, seed, kHopper);
+          const cuda::Device device = seed == 1 ? kHopper : WithSmallCache(kHopper);
+          const Emulation emulation = Emulate(problem, test.precision, timing, seed, device);
           if (!emulation.failure.empty()) return Name(timing) + ": " + emulation.failure;
           if (!IsHopper(emulation.variant)) return "another kernel";
           const std::string difference = FirstDifference(problem, expected);

@@ -10,6 +10,9 @@ struct GroupIndices {
   int64_t first = 0, step = 0;
 };
 
+// Lines of so many blocks or more count as equally long.
+constexpr int kBuckets = 1024;
+
 // The patterns of all groups, and what is derived from them on the device, all int32. The derived
 // arrays of a pattern lie one after another in its `words_per_pattern` words of scratch:
 //
@@ -21,13 +24,15 @@ struct GroupIndices {
 //   by_row       [capacity]      the blocks in order of (row, column)
 //   arrival      [capacity]      the blocks of a row in any order, while by_row is being made
 //   slot         [capacity]      the place of each block among these
+//   bucket       [kBuckets + 1]  products: where lines of each length begin in `heaviest`
+//   heaviest     [lines]         columns, or for the input gradient rows, from the longest on
 struct PatternArrays {
   const int32_t* rows;  // [patterns, capacity]
   const int32_t* cols;
   int32_t* words;
   int64_t words_per_pattern;
   int32_t capacity, grid_rows, grid_cols;
-  int64_t column_start, strip_start, row_start, by_row, arrival, slot;  // first words
+  int64_t column_start, strip_start, row_start, by_row, arrival, slot, bucket, heaviest;  // words
   int32_t blocks_per_strip;
 };
 
@@ -45,6 +50,9 @@ struct ProductArgs {
   int32_t block_k, block_n;
   int32_t lines;           // block columns of W, or of W^T
   int32_t tiles_per_line;  // of c, along n
+  // Tiles are taken in bands of so many rows of tiles, in a band from the longest line on: either
+  // all, where a fits the L2 cache, or one.
+  int64_t band;
 };
 
 // dW = x^T * dy at the stored blocks, of groups: x [m, in], dy [m, out].

@@ -10,6 +10,7 @@ namespace jaxsparse::cuda {
 namespace {
 
 constexpr int64_t kScratchAlignment = 128;
+constexpr int kFewBlocks = 4096;  // of a pattern: four for each thread that prepares it at once
 constexpr int kPerBlockThreads = 256;  // of the kernels that take a thread per block, or per number
 
 // What is derived from sizes alone. All else in this file follows from it.
@@ -93,6 +94,10 @@ Plan MakePlan(Pass pass, const BlockMatmul& problem, DType dtype, Precision prec
     pattern.arrival = take(problem.capacity);
     pattern.slot = take(problem.capacity);
   }
+  if (pass != Pass::kWeightGrad) {
+    pattern.bucket = take(kBuckets + 1);
+    pattern.heaviest = take(pass == Pass::kForward ? problem.grid_cols() : problem.grid_rows());
+  }
   if (pass == Pass::kWeightGrad) {
     pattern.strip_start = take(problem.grid_cols() + 2);
     PlanWeightGrad(problem, &plan);
@@ -173,8 +178,10 @@ Status PreparePatterns(Pass pass, const Plan& plan, PatternArrays pattern, Block
     const auto run = [&](PatternStep step, const GridSize& grid) {
       return kernels.Pattern(step, pattern, grid);
     };
-    if (Status s = run(PatternStep::kCheck, per_pattern); !s.ok()) return s;
-    if (pass == Pass::kInputGrad) {
+    const bool is_at_once = pass == Pass::kInputGrad && pattern.capacity <= kFewBlocks;
+    const PatternStep first_step = is_at_once ? PatternStep::kPrepare : PatternStep::kCheck;
+    if (Status s = run(first_step, per_pattern); !s.ok()) return s;
+    if (pass == Pass::kInputGrad && !is_at_once) {
       if (Status s = run(PatternStep::kCountRows, per_block); !s.ok()) return s;
       if (Status s = run(PatternStep::kSumCounts, per_pattern); !s.ok()) return s;
       if (Status s = run(PatternStep::kListArrivals, per_block); !s.ok()) return s;
@@ -207,8 +214,12 @@ Status RunProduct(Pass pass, const Plan& plan, const PatternArrays& pattern,
   args.lines = forward ? pattern.grid_cols : pattern.grid_rows;
   args.tiles_per_line =
       static_cast<int32_t>(CeilDiv(std::min<int64_t>(args.block_n, args.n), plan.variant.tile));
-  const int64_t tiles =
-      CeilDiv(args.m, TileRows(plan.variant.arithmetic)) * args.lines * args.tiles_per_line;
+  const int64_t rows_of_tiles = CeilDiv(args.m, TileRows(plan.variant.arithmetic));
+  const int64_t tiles = rows_of_tiles * args.lines * args.tiles_per_line;
+  const int64_t a_bytes = args.m * args.k * ElementBytes(plan.variant.arithmetic);
+  // The rest of L2 is for W and c.
+  args.band =
+      a_bytes <= kernels.device().l2_bytes / 4 * 3 ? std::max<int64_t>(1, rows_of_tiles) : 1;
   if (Status s = CheckGrid(tiles); !s.ok()) return s;
   for (const GroupRun& run : GroupRuns(problem)) {
     args.a_group = IndicesOf(forward ? problem.x_group : problem.y_group, run);

@@ -74,6 +74,28 @@ struct HopperProduct {
   static constexpr bool kTransposed = Config::kWeight == Weight::kTransposed;
   using Sums = float[2][Config::kTileN / 2];  // of two times 64 rows
 
+  // The tiles of this block of threads: in turns of all, every other in the other direction, so
+  // that whoever has had a long one gets a short one.
+  class Turn {
+   public:
+    explicit JAXSPARSE_DEVICE Turn(const Args& args) : tiles_(args.tiles) {}
+    JAXSPARSE_DEVICE int tile() const {
+      const int me = static_cast<int>(BlockIndex());
+      return first_ + (is_reversed_ ? blocks() - 1 - me : me);
+    }
+    JAXSPARSE_DEVICE bool has_tile() const { return tile() < tiles_; }
+    JAXSPARSE_DEVICE void Next() {
+      first_ += blocks();
+      is_reversed_ = !is_reversed_;
+    }
+
+   private:
+    static JAXSPARSE_DEVICE int blocks() { return static_cast<int>(NumBlocks()); }
+    const int tiles_;
+    int first_ = 0;
+    bool is_reversed_ = false;
+  };
+
   // One tile of c: where it is, and the blocks that it meets.
   struct Tile {
     int group, m0, line, n_in_block;
@@ -85,17 +107,15 @@ struct HopperProduct {
       const ProductArgs& product = args.product;
       const PatternArrays& pattern = product.pattern;
       // In 32 bits: a division in 64 takes longer than a step of products.
-      const int tiles_per_row = product.lines * product.tiles_per_line;
       group = index / args.tiles_per_group;
-      const int in_group = index % args.tiles_per_group;
-      m0 = in_group / tiles_per_row * Config::kTileM;
-      const int in_row = in_group % tiles_per_row;
-      line = in_row / product.tiles_per_line;
-      n_in_block = in_row % product.tiles_per_line * Config::kTileN;
+      const TilePlace<int> place(product, index % args.tiles_per_group);
+      m0 = place.row * Config::kTileM;
+      n_in_block = place.in_line * Config::kTileN;
 
       const int64_t pattern_index = At(product.pattern_group, group);
       inner = (kTransposed ? pattern.cols : pattern.rows) + pattern_index * pattern.capacity;
       words = pattern.words + pattern_index * pattern.words_per_pattern;
+      line = LoadConstant(words + pattern.heaviest + place.nth_line);
       const int32_t* start =
           words + (kTransposed ? pattern.row_start : pattern.column_start) + line;
       first = LoadConstant(start);
@@ -120,8 +140,8 @@ struct HopperProduct {
     const PatternArrays& pattern = product.pattern;
     // Every stage counts as handed back at the start.
     int stage = 0, parity = 1;
-    for (int64_t index = BlockIndex(); index < args.tiles; index += NumBlocks()) {
-      const Tile tile(args, static_cast<int>(index));
+    for (Turn turn(args); turn.has_tile(); turn.Next()) {
+      const Tile tile(args, turn.tile());
       const int a_layer = static_cast<int>(At(product.a_group, tile.group));
       const int first_block = static_cast<int>(At(product.w_group, tile.group)) * pattern.capacity;
       for (int entry = tile.first; entry < tile.last; ++entry) {
@@ -148,8 +168,9 @@ struct HopperProduct {
     const ProductArgs& product = args.product;
     const bool is_leader = ThreadIndex() % 128 == 0;
     int stage = 0, parity = 0;
-    Tile tile(args, static_cast<int>(BlockIndex()));
-    for (int64_t index = BlockIndex(); index < args.tiles; index += NumBlocks()) {
+    Turn turn(args);
+    Tile tile(args, turn.tile());
+    while (turn.has_tile()) {
       const int steps = (tile.last - tile.first) * (product.block_k / Config::kStep);
       Sums sums;
       JAXSPARSE_UNROLL
@@ -186,8 +207,8 @@ struct HopperProduct {
       }
 
       // Where the next tile is, found out while the last products run.
-      const int64_t next = index + NumBlocks() < args.tiles ? index + NumBlocks() : index;
-      const Tile next_tile(args, static_cast<int>(next));
+      turn.Next();
+      const Tile next_tile(args, turn.has_tile() ? turn.tile() : 0);
       WaitForProducts<0>();
       if (last_stage >= 0 && is_leader) Arrive(empty + last_stage);
 

@@ -9,7 +9,7 @@
 namespace jaxsparse::cuda {
 
 // The kernels of block/pattern-inl.h.
-enum class PatternStep { kCheck, kCountRows, kSumCounts, kListArrivals, kOrderArrivals };
+enum class PatternStep { kCheck, kCountRows, kSumCounts, kListArrivals, kOrderArrivals, kPrepare };
 
 class BlockKernels {
  public:

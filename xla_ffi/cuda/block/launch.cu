@@ -6,12 +6,14 @@ namespace jaxsparse::cuda {
 namespace {
 
 Status DescribeDevice(Device* device) {
-  int current = 0, major = 0, minor = 0;
+  int current = 0, major = 0, minor = 0, l2_bytes = 0;
   cudaError_t error = cudaGetDevice(&current);
   const auto ask = [&](int* value, cudaDeviceAttr attribute) {
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, current);
   };
   ask(&device->multiprocessors, cudaDevAttrMultiProcessorCount);
+  ask(&l2_bytes, cudaDevAttrL2CacheSize);
+  device->l2_bytes = l2_bytes;
   ask(&major, cudaDevAttrComputeCapabilityMajor);
   ask(&minor, cudaDevAttrComputeCapabilityMinor);
 #ifdef JAXSPARSE_HOPPER

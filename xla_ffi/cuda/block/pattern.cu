@@ -15,6 +15,8 @@ Status LaunchPatternStep(PatternStep step, const PatternArrays& args, const Grid
       return Launch<SumCounts>(args, grid, stream);
     case PatternStep::kListArrivals:
       return Launch<ListArrivals>(args, grid, stream);
+    case PatternStep::kPrepare:
+      return Launch<PreparePattern>(args, grid, stream);
     case PatternStep::kOrderArrivals:
       return Launch<OrderArrivals>(args, grid, stream);
   }

@@ -14,6 +14,22 @@ namespace jaxsparse::cuda {
 
 enum class Weight { kAsStored, kTransposed };
 
+// Which tile of c comes at `index`, in tiles; the line in order of length.
+template <class Int>
+struct TilePlace {
+  Int row;
+  int nth_line, in_line;
+
+  JAXSPARSE_DEVICE TilePlace(const ProductArgs& args, Int index) {
+    const Int tiles_per_row = static_cast<Int>(args.lines) * args.tiles_per_line;
+    const Int band = static_cast<Int>(args.band), in_band = index % (band * tiles_per_row);
+    row = index / (band * tiles_per_row) * band + in_band % band;
+    const int in_row = static_cast<int>(in_band / band);
+    nth_line = in_row / args.tiles_per_line;
+    in_line = in_row % args.tiles_per_line;
+  }
+};
+
 // kTileN: columns of a tile of c. kStep: depth of a step. kIsAligned: every row of every array
 // starts at a multiple of 16 bytes and has a multiple of them, and so have the rows of blocks.
 template <class Arithmetic_, Weight kWeight_, int kTileN_, int kStep_, bool kIsAligned_>
@@ -61,18 +77,17 @@ struct BlockProduct {
     using Arithmetic = typename Config::Arithmetic;
     using Sum = typename Arithmetic::Sum;
 
-    // Tiles of one row of tiles run together, for they share a.
-    const int64_t tiles_per_row = static_cast<int64_t>(args.lines) * args.tiles_per_line;
-    const int64_t m0 = BlockIndex() / tiles_per_row * kTileM;
-    const int tile = static_cast<int>(BlockIndex() % tiles_per_row);
-    const int line = tile / args.tiles_per_line;
-    const int n_in_block = tile % args.tiles_per_line * kTileN;
-
     const PatternArrays& pattern = args.pattern;
     const int64_t pattern_index = At(args.pattern_group);
     const int32_t* rows = pattern.rows + pattern_index * pattern.capacity;
     const int32_t* cols = pattern.cols + pattern_index * pattern.capacity;
     const int32_t* words = pattern.words + pattern_index * pattern.words_per_pattern;
+
+    const TilePlace<int64_t> place(args, BlockIndex());
+    const int64_t m0 = place.row * kTileM;
+    const int line = LoadConstant(words + pattern.heaviest + place.nth_line);
+    const int n_in_block = place.in_line * kTileN;
+
     const int32_t* start = words + (kTransposed ? pattern.row_start : pattern.column_start) + line;
     const bool is_invalid = LoadConstant(words) != 0;  // then no line has blocks
     const int first = LoadConstant(start), last = LoadConstant(start + 1);

@@ -22,6 +22,7 @@ struct Device {
   int multiprocessors = 1;
   // From how many rows on to take the products of sm_90a, whose tiles have 256; never elsewhere.
   int64_t fewest_hopper_rows = INT64_MAX;
+  int64_t l2_bytes = 0;
 };
 
 // The kernels of block/*_list.inc.

@@ -1,0 +1,52 @@
+"""The model of the GPU kernels, and what the measurements on a GPU are made of."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from jaxsparse.bench import gpu, gpu_model
+
+README = pathlib.Path(__file__).parents[2] / "xla_ffi" / "cuda" / "README.md"
+
+
+def test_the_readme_has_the_models_tables():
+    assert gpu_model.tables() in README.read_text()
+
+
+def test_more_work_takes_longer_and_faster_memory_less():
+    times = [gpu_model.modelled("forward", 4096, 4096, 64, d).seconds for d in (0.05, 0.1, 0.3)]
+    assert times == sorted(times)
+    faster = dataclasses.replace(gpu_model.H200, l2=7e12)
+    assert gpu_model.modelled("forward", 4096, 4096, 64, 0.3, faster).seconds < times[-1]
+
+
+def test_the_limit_is_the_one_that_a_better_rate_lifts():
+    slow = dataclasses.replace(gpu_model.H200, mma_sync=0.1)
+    assert gpu_model.modelled("weight_grad", 4096, 4096, 64, 0.2).limit == "L2"
+    assert gpu_model.modelled("weight_grad", 4096, 4096, 64, 0.2, slow).limit == "tensor cores"
+
+
+def test_a_step_is_the_sum_of_its_passes():
+    parts = [gpu_model.modelled(role, 4096, 4096, 64, 0.1).seconds for role in gpu.ROLES]
+    assert gpu_model.modelled("step", 4096, 4096, 64, 0.1).seconds == pytest.approx(sum(parts))
+
+
+def test_break_even_is_where_the_speedup_passes_one():
+    point = gpu_model.break_even("forward", 4096, 64)
+    assert gpu_model.speedup("forward", 4096, 4096, 64, point) >= 1
+    assert gpu_model.speedup("forward", 4096, 4096, 64, point + 0.02) < 1
+
+
+def test_the_sweep_has_a_training_step_and_every_row_a_label_of_its_own():
+    cells = list(gpu.sweep(is_dry=False))
+    assert len({cell.label for cell in cells}) == len(cells)
+    assert any(cell.role == "step" and cell.goal == 2.8 for cell in cells)
+
+
+@pytest.mark.parametrize("cell", [*gpu.sweep(is_dry=True)], ids=lambda cell: cell.role)
+def test_a_row_compares_a_pass_with_the_dense_one(cell):
+    row = gpu.measure_cell(cell, seconds=0.0, implementation="xla")
+    assert row["error"] < 2**-7
+    assert row["speedup"] > 0
+    assert row["modelled"] > 0
