@@ -22,6 +22,7 @@ from jaxsparse.formats.torch_layout import weight_from_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.models.benchmark import Benchmark, Timed, benchmark
 from jaxsparse.models.calibrate import calibrate
+from jaxsparse.models.pack import pack
 from jaxsparse.models.report import LayerReport, Report, report
 from jaxsparse.models.rules import Rule
 from jaxsparse.models.substitute import densify, sparsify
@@ -98,6 +99,7 @@ __all__ = [
     "mode",
     "norm_kept",
     "output_mask",
+    "pack",
     "patterns",
     "pruning",
     "report",

@@ -7,7 +7,7 @@ collection "sparsity".
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -44,15 +44,19 @@ class Substituted:
     Attributes:
         path: from the model to the layer.
         grad, implementation: as in `jaxsparse.matmul`.
+        has_pattern: false for a dense layer that is smaller than the model's code makes it.
+        is_smaller: whether `pack` has taken channels out of it.
     """
 
     path: tuple[str, ...]
-    grad: str
-    implementation: str | None
+    grad: str = "sparse"
+    implementation: str | None = None
+    has_pattern: bool = True
+    is_smaller: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class Seen:
     """A module as it was when the model ran.
 
     Attributes:
@@ -61,6 +65,8 @@ class _Seen:
         num_lead: how many axes of it are batch axes.
         shape: the rest, as patterns see it.
         most_axes: that a parameter has in the module itself.
+        channel_axes: of the kernel: where its input and output channels are.
+        why_whole: why all of them must stay; None where they need not.
     """
 
     type: type
@@ -68,6 +74,8 @@ class _Seen:
     num_lead: int
     shape: tuple[int, ...]
     most_axes: int
+    channel_axes: tuple[int, int] = (-2, -1)
+    why_whole: str | None = None
 
 
 def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Summary]:
@@ -80,23 +88,24 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         sample: what the model is called with, or the shapes of that.
         call: keyword arguments of that call, or of `apply`.
     """
-    seen = _modules(model, variables, sample, call)
-    old = _substituted_in(model)
+    seen = modules(model, variables, sample, call)
+    old = substituted_in(model)
     params, patterns, new, rows = variables["params"], variables.get(COLLECTION, {}), [], []
-    for path, weights in _weights(params):
+    for path, weights in layers_with_weights(variables):
         name, module = "/".join(path), seen.get(path)
-        if module is not None and module.most_axes < 2:
+        known = stored_at(patterns, path)
+        if known is None and module is not None and module.most_axes < 2:
             continue  # vectors that are stacked
-        shape = max(weights.values(), key=len)
-        shape = weights.get("kernel", shape)
+        shape = weights.get("kernel", max(weights.values(), key=len))
+        if isinstance(known, kernels.PackedPattern):
+            shape = (*known.pattern.group, *known.kernel_shape)
         kind = "?" if module is None else module.type.__name__
         row = functools.partial(Replaced, name, kind, shape)
-        known = _at(patterns, path).get("pattern") if _has(patterns, path) else None
         if known is not None:
             pattern = kernels.pattern_of(known)
             rows.append(row(str(pattern.format), pattern.density, "it is sparse already"))
             continue
-        why = _why_not(module)
+        why = why_not(module)
         if why or module is None or module.kernel_shape is None:
             why = why or f"{kind} has no kernel"
             rules.note_refused(name, object if module is None else module.type, why)
@@ -106,7 +115,7 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         if rule is None or rule.format is None:
             rows.append(row(None, 1.0, "no rule matches" if rule is None else f"{rule}: dense"))
             continue
-        boxed = _at(params, path)["kernel"]
+        boxed = at(params, path)["kernel"]
         kernel = meta.unbox(boxed)
         num_stacked = kernel.ndim - len(module.kernel_shape)
         if kernel.shape[num_stacked:] != module.kernel_shape:
@@ -119,8 +128,8 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         num_lead = num_stacked + module.num_lead
         pattern = pattern_for(name, kernel, num_lead, module.shape, rule, mask)
         boxed = meta.replace_boxed(boxed, masked(kernel, pattern, mask))
-        params = _with(params, path, "kernel", boxed)
-        patterns = _with(patterns, path, "pattern", jax.tree.map(jax.numpy.asarray, pattern))
+        params = with_value(params, path, "kernel", boxed)
+        patterns = with_value(patterns, path, "pattern", jax.tree.map(jax.numpy.asarray, pattern))
         new.append(Substituted(path, **options_of(rule)))
         rows.append(row(str(pattern.format), pattern.density, str(rule)))
     rules.check_all_used()
@@ -133,6 +142,12 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
 
 def densify(model, variables):
     """The model of its first class, and its variables with whole kernels and no patterns."""
+    if smaller := [layer.path for layer in substituted_in(model) if layer.is_smaller]:
+        raise ValueError(
+            "densify: the layers of a linen model have the sizes that its code gives them, got "
+            f"{'/'.join(smaller[0]) or 'the model'}, out of which pack took channels. Densify the "
+            "model that pack was given."
+        )
     kept = {name: value for name, value in variables.items() if name != COLLECTION}
     if COLLECTION in variables:
         whole = sparse.apply_patterns(sparse.unpack(variables))
@@ -148,8 +163,14 @@ _DENSE_CLASSES: dict[type, type] = {}
 _FIELD = "sparse_layers"
 
 
-def _substituted_in(model) -> tuple[Substituted, ...]:
+def substituted_in(model) -> tuple[Substituted, ...]:
     return getattr(model, _FIELD) if type(model) in _DENSE_CLASSES else ()
+
+
+def with_layers(model, layers: Iterable[Substituted]):
+    """The model with these layers in place of those of their paths, or beside them."""
+    by_path = {layer.path: layer for layer in (*substituted_in(model), *layers)}
+    return _sparse_model(model, tuple(by_path.values()))
 
 
 def _sparse_model(model, substituted: tuple[Substituted, ...]):
@@ -223,14 +244,14 @@ def _call(module, layer: Substituted, inputs):
             f"{', '.join(t.__name__ for t in REPLACED)}, got one for {name}. Make the model's "
             "variables dense with jaxsparse.densify, and leave this layer out."
         )
-    if not module.has_variable(COLLECTION, "pattern"):
+    if layer.has_pattern and not module.has_variable(COLLECTION, "pattern"):
         raise ValueError(
             f'{cls.__name__}: the collection "{COLLECTION}" holds the pattern of {name}, got '
             "variables without it. Pass all that jaxsparse.sparsify returned, "
             f'{{"params": ..., "{COLLECTION}": ...}}; within nn.scan or nn.vmap, list '
             f'"{COLLECTION}" in variable_axes, as "params" is.'
         )
-    stored = module.get_variable(COLLECTION, "pattern")
+    stored = module.get_variable(COLLECTION, "pattern") if layer.has_pattern else None
     kernel: Any = meta.unbox(module.get_variable("params", "kernel"))
     bias = meta.unbox(module.get_variable("params", "bias"))  # None where there is none
     options = {"implementation": layer.implementation, "grad": layer.grad}
@@ -255,8 +276,8 @@ def _flax_type(module) -> type:
 
 def program(model, variables, sample: tuple, call) -> Program:
     """A call of a model, whose layers are named."""
-    seen, patterns = _modules(model, variables, sample, call), variables.get(COLLECTION, {})
-    weights = dict(_weights(variables["params"]))
+    seen, patterns = modules(model, variables, sample, call), variables.get(COLLECTION, {})
+    weights = dict(layers_with_weights(variables))
     call = {"mutable": nn.DenyList(("params", COLLECTION)), **call}
 
     def name(next_function, args, kwargs, context):
@@ -274,23 +295,23 @@ def program(model, variables, sample: tuple, call) -> Program:
     layers = [
         _described(path, seen.get(path), variables["params"], patterns)
         for path in weights
-        if path not in seen or seen[path].most_axes > 1
+        if path not in seen or seen[path].most_axes > 1 or stored_at(patterns, path) is not None
     ]
     return Program(function, (variables, *sample), tuple(layers), True)
 
 
-def _described(path, module: _Seen | None, params, patterns) -> Layer:
-    stored = _at(patterns, path).get("pattern") if _has(patterns, path) else None
+def _described(path, module: Seen | None, params, patterns) -> Layer:
+    stored = stored_at(patterns, path)
     own = {
         name: meta.unbox(leaf)
-        for name, leaf in _at(params, path).items()
+        for name, leaf in at(params, path).items()
         if not isinstance(leaf, Mapping)
     }
     weight = own.get("kernel", max(own.values(), key=np.ndim))
     kind = "?" if module is None else module.type.__name__
     nbytes, name = weight.size * weight.dtype.itemsize, "/".join(path)
     if stored is None:
-        why = _why_not(module) or "it has no pattern"
+        why = why_not(module) or "it has no pattern"
         return Layer(name, kind, tuple(weight.shape), None, 1.0, nbytes, why)
     pattern = kernels.pattern_of(stored)
     shape = tuple(weight.shape)
@@ -311,7 +332,7 @@ def _trace(model, variables, sample, call):
     )
 
 
-def _modules(model, variables, sample, call) -> dict[tuple[str, ...], _Seen]:
+def modules(model, variables, sample, call) -> dict[tuple[str, ...], Seen]:
     """Every module that the model calls, by its path."""
     seen = {}
 
@@ -326,52 +347,81 @@ def _modules(model, variables, sample, call) -> dict[tuple[str, ...], _Seen]:
     return seen
 
 
-def _describe(module) -> _Seen:
+def _describe(module) -> Seen:
     cls = _flax_type(module)
     own = [meta.unbox(p) for p in module.variables.get("params", {}).values()]
     most_axes = max((np.ndim(p) for p in own if not isinstance(p, Mapping)), default=0)
     if not module.has_variable("params", "kernel"):
-        return _Seen(cls, None, 0, (), most_axes)
+        return Seen(cls, None, 0, (), most_axes)
     shape = tuple(meta.unbox(module.get_variable("params", "kernel")).shape)
     num_lead, rest = 0, shape
     if cls is nn.DenseGeneral:
         count = lambda given: len(given) if isinstance(given, (tuple, list)) else 1
         num_lead = count(module.batch_dims)
         rest = layer_options.matrix_of(shape, num_lead, count(module.axis))
-    return _Seen(cls, shape, num_lead, rest, most_axes)
+    axes = (-1, -2) if getattr(module, "transpose_kernel", False) else (-2, -1)
+    return Seen(cls, shape, num_lead, rest, most_axes, axes, _why_whole(module, cls))
 
 
-def _why_not(module: _Seen | None) -> str | None:
+def _why_whole(module, cls) -> str | None:
+    """Why all channels of a layer must stay; None where they need not."""
+    if cls not in (nn.Dense, *CONVOLUTIONS):
+        return "its channels are on several axes"
+    if getattr(module, "feature_group_count", 1) > 1:
+        return "it convolves groups of channels"
+    if getattr(module, "mask", None) is not None:
+        return "it has a mask"
+    names = ("dot_general", "conv_general_dilated", "dot_general_cls", "conv_general_dilated_cls")
+    hooks = {getattr(module, name, None) for name in names}
+    if hooks - {None, jax.lax.dot_general, jax.lax.conv_general_dilated}:
+        return "it has a product of the user's"
+    return None
+
+
+def why_not(module: Seen | None) -> str | None:
     """Why a module stays dense; None where it need not."""
     if module is None:
         return "the sample does not reach it"
     return why_dense(module.type, REPLACED)
 
 
-def _weights(params, path: tuple[str, ...] = ()):
-    """(path, shapes by name) of each module that holds a parameter of two axes or more."""
-    arrays = {
-        name: tuple(np.shape(meta.unbox(leaf)))
-        for name, leaf in params.items()
-        if not isinstance(leaf, Mapping)
-    }
-    if any(len(shape) > 1 for shape in arrays.values()):
-        yield path, arrays
-    for name, inner in params.items():
-        if isinstance(inner, Mapping):
-            yield from _weights(inner, (*path, name))
+def layers_with_weights(variables):
+    """(path, shapes by name) of each module with a pattern, or a parameter of two axes or more."""
+    patterns = variables.get(COLLECTION, {})
+
+    def visit(params, path: tuple[str, ...]):
+        arrays = {
+            name: tuple(np.shape(meta.unbox(leaf)))
+            for name, leaf in params.items()
+            if not isinstance(leaf, Mapping)
+        }
+        if (
+            any(len(shape) > 1 for shape in arrays.values())
+            or stored_at(patterns, path) is not None
+        ):
+            yield path, arrays
+        for name, inner in params.items():
+            if isinstance(inner, Mapping):
+                yield from visit(inner, (*path, name))
+
+    return visit(variables["params"], ())
 
 
-def _has(tree, path) -> bool:
-    return not path or (path[0] in tree and _has(tree[path[0]], path[1:]))
+def stored_at(patterns, path):
+    """The pattern of a layer, packed or not; None where it has none."""
+    return at(patterns, path).get("pattern") if has(patterns, path) else None
 
 
-def _at(tree, path):
+def has(tree, path) -> bool:
+    return not path or (path[0] in tree and has(tree[path[0]], path[1:]))
+
+
+def at(tree, path):
     return functools.reduce(lambda tree, name: tree[name], path, tree)
 
 
-def _with(tree, path, name: str, value):
+def with_value(tree, path, name: str, value):
     """The nested dict with `value` at `path` and `name`; what was given stays as it is."""
     if not path:
         return {**tree, name: value}
-    return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], name, value)}
+    return {**tree, path[0]: with_value(tree.get(path[0], {}), path[1:], name, value)}

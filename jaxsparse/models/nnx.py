@@ -35,13 +35,13 @@ def sparsify(model, rules: Rules) -> tuple[Any, Summary]:
     rows, replacements, shared = {}, {}, {}
     for path, layer in decided.values():
         kind = type(layer)
-        kernel_shape = _kernel_shape(layer)
+        kernel_shape = whole_shape(layer)
         row = functools.partial(Replaced, path, kind.__name__, kernel_shape)
         if isinstance(layer, SparseKernel) and layer.pattern is not None:
             pattern = layer.pattern
             rows[path] = row(str(pattern.format), pattern.density, "it is sparse already")
             continue
-        if why := _why_not(kind):
+        if why := why_not(kind):
             rules.note_refused(path, kind, why)
             rows[path] = row(None, 1.0, why)
             continue
@@ -64,7 +64,7 @@ def sparsify(model, rules: Rules) -> tuple[Any, Summary]:
         pattern = new.pattern
         rows[path] = row(str(pattern.format), pattern.density, str(rule))
     rules.check_all_used()
-    return _substituted(model, replacements), Summary(tuple(rows.values()))
+    return substituted(model, replacements), Summary(tuple(rows.values()))
 
 
 def densify(model):
@@ -72,9 +72,9 @@ def densify(model):
     model = sparse.unpack(model)
     sparse.apply_patterns(model)
     replacements = {
-        id(layer): _dense(layer) for _, layer in layers(model) if type(layer) in DENSE_TYPES
+        id(layer): dense(layer) for _, layer in layers(model) if type(layer) in DENSE_TYPES
     }
-    return _substituted(model, replacements)
+    return substituted(model, replacements)
 
 
 def layers(model) -> Iterator[tuple[str, Any]]:
@@ -91,7 +91,7 @@ def layers(model) -> Iterator[tuple[str, Any]]:
     return iter(found.values())
 
 
-def _why_not(kind: type) -> str | None:
+def why_not(kind: type) -> str | None:
     """Why a module of this type stays dense; None where it need not."""
     return why_dense(kind, (*SPARSE_TYPES, *DENSE_TYPES))
 
@@ -104,7 +104,7 @@ def _other_user(layer, users) -> str | None:
     return None
 
 
-def _kernel_shape(layer) -> tuple[int, ...]:
+def whole_shape(layer) -> tuple[int, ...]:
     if isinstance(layer, SparseKernel) and layer.sparsity is not None and layer.is_packed:
         stored = layer.sparsity.get_value()
         return (*stored.pattern.group, *stored.kernel_shape)
@@ -141,7 +141,7 @@ def _masked(path: str, layer, rule, mask) -> tuple[nnx.Param, Sparsity]:
     return layer.kernel.copy(masked(kernel, pattern, mask)), Sparsity(pattern)
 
 
-def _dense(layer):
+def dense(layer):
     new = _of_type(DENSE_TYPES[type(layer)], layer)
     for name in ("sparsity", "name", "grad", "implementation"):
         if name in vars(new):
@@ -171,7 +171,7 @@ def _of_type(layer_type: type, layer):
     return new
 
 
-def _substituted(model, replacements: dict[int, Any]):
+def substituted(model, replacements: dict[int, Any]):
     """The model with some of its modules, by their ids, replaced wherever they are."""
     return _walk(model, lambda path, module: replacements.get(id(module), module))
 
@@ -256,7 +256,7 @@ def _described(path: str, layer) -> Layer:
     weight, kind = _weight(layer), type(layer).__name__
     nbytes = weight.size * weight.dtype.itemsize
     if pattern is None:
-        why = _why_not(type(layer)) or "it has no pattern"
-        return Layer(path, kind, _kernel_shape(layer), None, 1.0, nbytes, why)
+        why = why_not(type(layer)) or "it has no pattern"
+        return Layer(path, kind, whole_shape(layer), None, 1.0, nbytes, why)
     nbytes += pattern.nbytes
-    return Layer(path, kind, _kernel_shape(layer), str(pattern.format), pattern.density, nbytes)
+    return Layer(path, kind, whole_shape(layer), str(pattern.format), pattern.density, nbytes)

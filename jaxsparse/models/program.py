@@ -72,12 +72,12 @@ def program(function: str, model, sample: tuple, call: Mapping[str, Any]) -> Pro
         TypeError: what cannot be called.
         ValueError: variables that are missing.
     """
-    framework = _framework(model)
-    if framework == "nnx":
+    flax = framework(model)
+    if flax == "nnx":
         from jaxsparse.models import nnx
 
         return nnx.program(model, sample, call)
-    if framework == "linen":
+    if flax == "linen":
         from jaxsparse.models import linen
 
         variables = sample[0] if sample else None
@@ -91,7 +91,7 @@ def program(function: str, model, sample: tuple, call: Mapping[str, Any]) -> Pro
     return Program(lambda *sample: model(*sample, **call), sample, (), False)
 
 
-def _framework(model) -> str | None:
+def framework(model) -> str | None:
     """Either "nnx" or "linen" for their modules; Flax need not be there for anything else."""
     for base in type(model).__mro__:
         package, _, rest = base.__module__.partition(".")

@@ -50,7 +50,7 @@ def sparsify(
             mask of another shape, zeros that are not known because they are traced.
         TypeError: what is no model, rule or mask.
     """
-    if _is_nnx("sparsify", model, variables):
+    if is_nnx("sparsify", model, variables):
         from jaxsparse.models import nnx
 
         if sample or call:
@@ -81,7 +81,7 @@ def densify(model, variables=None) -> Any:
     Raises:
         ValueError, TypeError: what is no model, or variables that are missing.
     """
-    if _is_nnx("densify", model, variables):
+    if is_nnx("densify", model, variables):
         from jaxsparse.models import nnx
 
         return nnx.densify(model)
@@ -90,7 +90,7 @@ def densify(model, variables=None) -> Any:
     return linen.densify(model, variables)
 
 
-def _is_nnx(function: str, model, variables) -> bool:
+def is_nnx(function: str, model, variables) -> bool:
     """Whether this is an NNX model, and not one of Linen with its variables."""
     try:
         from flax import linen, nnx

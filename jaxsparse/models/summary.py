@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
-    """What `sparsify` made of one layer.
+    """What `sparsify` or `pack` made of one layer.
 
     Attributes:
         path: of the layer.
         kind: the name of its type in the model that was given.
         shape: of its kernel, stacked axes first.
-        format: its new format, or None where it stays dense.
-        density: the share of the kernel that is stored; 1 where it stays dense.
-        reason: which rule made it so, or why it is dense.
+        format: its format now, or None where it is dense.
+        density: the share of the kernel that is stored; 1 where it is dense.
+        reason: which rule made it so, or why it is dense; what `pack` did.
     """
 
     path: str
@@ -33,7 +33,7 @@ class Replaced:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Every layer of a model with a kernel, and what `sparsify` made of it. Prints as a table."""
+    """Every layer of a model with a kernel, and what became of it. Prints as a table."""
 
     layers: tuple[Replaced, ...]
 
@@ -62,6 +62,12 @@ class Summary:
     def __str__(self) -> str:
         header = ("layer", "type", "kernel", "format", "density", "why")
         return as_table(header, [layer.cells() for layer in self.layers])
+
+
+def packed_row(path: str, kind: str, shape, pattern, why: str, note: str | None) -> Replaced:
+    """The row of a layer that `pack` has seen; the pattern of a dense one is None."""
+    format, density = (None, 1.0) if pattern is None else (str(pattern.format), pattern.density)
+    return Replaced(path, kind, shape, format, density, "; ".join(filter(None, (why, note))))
 
 
 def as_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
