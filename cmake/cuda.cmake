@@ -12,7 +12,7 @@
 
 set(JAXSPARSE_CUDA auto CACHE STRING "CUDA kernels: auto, required, packages or off")
 set(JAXSPARSE_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: all supported")
-option(JAXSPARSE_CUDA_STRICT "Make errors of what ptxas warns of: spills, serialised wgmma" OFF)
+option(JAXSPARSE_CUDA_STRICT "Make errors of what ptxas warns of, such as spills" OFF)
 
 # sm_80 code would run on 8.6 and 8.9; wgmma is for 9.0a alone. The PTX of 8.0 is for the driver to
 # compile on whatever is newer than all of these.

@@ -55,7 +55,7 @@ struct HopperProduct {
     if (ThreadIndex() == 0) {
       for (int i = 0; i < kStages; ++i) {
         InitBarrier(full + i, 1);   // the thread that fetches, and the bytes that it announces
-        InitBarrier(empty + i, 2);  // a thread of each warpgroup that multiplies
+        InitBarrier(empty + i, 8);  // a thread of each warp that multiplies
       }
       FenceBarriers();
     }
@@ -166,7 +166,7 @@ struct HopperProduct {
   static JAXSPARSE_DEVICE void Multiply(const Args& args, uint64_t* full, uint64_t* empty,
                                         int half) {
     const ProductArgs& product = args.product;
-    const bool is_leader = ThreadIndex() % 128 == 0;
+    const bool is_leader = ThreadIndex() % 128 == 0, hands_back = ThreadIndex() % 32 == 0;
     int stage = 0, parity = 0;
     Turn turn(args);
     Tile tile(args, turn.tile());
@@ -201,7 +201,7 @@ struct HopperProduct {
         CommitProducts();
         // The products of the last step are done: its stage can be filled again.
         WaitForProducts<1>();
-        if (last_stage >= 0 && is_leader) Arrive(empty + last_stage);
+        if (last_stage >= 0 && hands_back) Arrive(empty + last_stage);
         last_stage = stage;
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
@@ -210,7 +210,7 @@ struct HopperProduct {
       turn.Next();
       const Tile next_tile(args, turn.has_tile() ? turn.tile() : 0);
       WaitForProducts<0>();
-      if (last_stage >= 0 && is_leader) Arrive(empty + last_stage);
+      if (last_stage >= 0 && hands_back) Arrive(empty + last_stage);
 
       if (product.c_is_float32) {
         StoreFloat32(product, tile, half, sums);
