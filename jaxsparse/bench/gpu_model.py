@@ -148,9 +148,10 @@ def _unevenness(
         owner = np.where(turn % 2 == 0, place, count - 1 - place)
         loads = np.bincount(owner, order, count)
     else:  # two blocks of threads on a multiprocessor, the next tile to whoever is free
-        loads = [0.0] * (2 * gpu.multiprocessors)
+        queue: list[float] = [0.0] * (2 * gpu.multiprocessors)
         for cost in order:
-            heapq.heapreplace(loads, loads[0] + cost)
+            heapq.heapreplace(queue, queue[0] + float(cost))
+        loads = np.array(queue)
     return float(np.max(loads) / np.mean(loads))
 
 
