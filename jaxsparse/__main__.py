@@ -32,10 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
             "scaling",
             "overhead",
             "regroup",
+            "sparsify",
         ],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
         "a whole ResNet-50; two cores against one; costs besides arithmetic; what regrouping "
-        "stores",
+        "stores; how long substitution takes",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -191,6 +192,10 @@ def _bench(options) -> int:
         from jaxsparse.bench import regroup
 
         rows = regroup.run(options.quick)
+    elif options.what == "sparsify":
+        from jaxsparse.bench import sparsify  # needs Flax
+
+        rows = sparsify.run(options.quick, options.only)
     elif options.what == "resnet":
         from jaxsparse.bench import resnet  # needs Flax
 

@@ -17,6 +17,7 @@ from jaxsparse.formats.pattern import (
     Pattern,
     WeightSpec,
     array_module,
+    as_jax,
     batch_class,
     matrix_view,
 )
@@ -94,7 +95,7 @@ class Block(Format):
         height, is_used = max(1, grid[0]), places < math.prod(grid)
         rows = xp.where(is_used, places % height, grid[0]).astype(np.int32)
         cols = xp.where(is_used, places // height, grid[1]).astype(np.int32)
-        return BlockPattern(jnp.asarray(rows), jnp.asarray(cols), tuple(weight_shape), self)
+        return BlockPattern(as_jax(rows), as_jax(cols), tuple(weight_shape), self)
 
 
 @jax.tree_util.register_dataclass

@@ -18,6 +18,7 @@ from jaxsparse.formats.pattern import (
     Pattern,
     WeightSpec,
     array_module,
+    as_jax,
     batch_class,
     matrix_view,
 )
@@ -73,7 +74,7 @@ class Unstructured(_Columns):
         return grid_array
 
     def pattern(self, places, weight_shape, order=None) -> "ColumnPattern":
-        places = jnp.asarray(places.astype(np.int32))
+        places = as_jax(places.astype(np.int32))
         return ColumnPattern(places, None, tuple(weight_shape), self)
 
 
@@ -131,7 +132,7 @@ class Grouped(_Columns):
 
     def pattern(self, places, weight_shape, order=None) -> "ColumnPattern":
         order = self.default_order(weight_shape) if order is None else order
-        places, order = (jnp.asarray(a.astype(np.int32)) for a in (places, order))
+        places, order = (as_jax(a.astype(np.int32)) for a in (places, order))
         return ColumnPattern(places, order, tuple(weight_shape), self)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend import core as jex_core
 
 from jaxsparse.core.dispatch import Equation
+from jaxsparse.formats.pattern import as_jax
 from jaxsparse.models.program import Program, path_in
 
 # Functions of each element, whose operands have one shape or are scalars.
@@ -221,7 +222,7 @@ class Channels:
             group = Group(size, call.path)
             self._groups.append(group)
             bias = np.zeros(size) if bias is None else np.asarray(bias)
-            made = _Channels(group, jnp.asarray(bias.astype(value.aval.dtype)))
+            made = _Channels(group, as_jax(bias.astype(value.aval.dtype)))
             call.outputs[id(value)] = value, made
         return call.outputs[id(value)][1]
 
@@ -345,7 +346,7 @@ class _Inside:
 def _of_leaf(index: int, leaf):
     shape = np.shape(leaf)
     if shape and math.prod(shape) == shape[-1] > 1:
-        return _Vector(frozenset({index}), jnp.asarray(leaf).reshape(-1))
+        return _Vector(frozenset({index}), as_jax(leaf).reshape(-1))
     return _Leaf(frozenset({index})) if shape else _Uniform(leaf)
 
 

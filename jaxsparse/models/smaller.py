@@ -1,9 +1,8 @@
 """A layer's kernel, pattern and bias with fewer channels."""
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxsparse.formats.pattern import Pattern
+from jaxsparse.formats.pattern import Pattern, as_jax
 from jaxsparse.patterns import from_mask
 
 
@@ -26,7 +25,7 @@ def taken(kernel, pattern: Pattern | None, axes: tuple[int, int], inputs, output
             array = array if keep is None else np.compress(keep, array, axis)
         return array
 
-    small = jnp.asarray(take(np.asarray(kernel)))
+    small = as_jax(take(np.asarray(kernel)))
     if pattern is None:
         return small, None
     mask = take(np.asarray(pattern.mask()).reshape(np.shape(kernel)))

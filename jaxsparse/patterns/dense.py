@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxsparse.formats.parse import as_format
-from jaxsparse.formats.pattern import Format, Pattern
+from jaxsparse.formats.pattern import Format, Pattern, as_jax
 from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.patterns import make
 
@@ -81,7 +81,8 @@ def fromdense(
 def largest_parts(function: str, w, format: Format, sparsity, *, order=None) -> Pattern:
     """The pattern of the parts of largest norm, this share of all parts left out."""
     count = make.num_kept(function, math.prod(format.grid(w.shape)), sparsity)
-    norms = block_norms(w, format, order=order)
+    order = make.check_order(function, order, w.shape, format)
+    norms = _norms(w, format, order)
     return make.from_scores(norms, format, w.shape, count, order=order)
 
 
@@ -127,15 +128,22 @@ def block_norms(w, format, *, order=None) -> jax.Array:
     _check_numeric("block_norms", w)
     _, format = make.check_weight_shape("block_norms", w.shape, format)
     order = make.check_order("block_norms", order, w.shape, format)
-    # On the host where `w` is known: XLA would compile some ten programs for each shape.
+    return as_jax(_norms(w, format, order))
+
+
+def _norms(w, format: Format, order):
+    """The norms of the parts of a dense array.
+
+    On the host where that is known: XLA would compile some ten programs for each shape.
+    """
     xp = jnp if make.is_traced(w, order) else np
     magnitude = _magnitude(xp.asarray(w))
     if format.extent == (1, 1):
-        return jnp.asarray(format.reduce(magnitude, "max", order))
+        return format.reduce(magnitude, "max", order)
     scale = _scale(format.reduce(magnitude, "max", order))
     of_each = format.spread(scale, w.shape, order).reshape(w.shape)
     squares = format.reduce((magnitude / of_each) ** 2, "sum", order)
-    return jnp.asarray(scale * xp.sqrt(squares))
+    return scale * xp.sqrt(squares)
 
 
 def _magnitude(w):

@@ -260,6 +260,23 @@ def test_a_layer_of_ours_that_is_dense_becomes_sparse():
     assert sparse[0].pattern.density == summary["0"].density == 0.5
 
 
+@pytest.mark.parametrize("format", ["unstructured", "4x2", "grouped:4"])
+def test_substitution_compiles_nothing(format):
+    """Each new shape would take XLA some 20 ms, which was most of the time of small layers."""
+    compiled, sizes = [], (14, 22, 30)  # that nothing else has
+    make = lambda rngs: nnx.List([nnx.Linear(n, n + 4, rngs=rngs) for n in sizes])
+    model = make_nnx(make)
+    listener = lambda event, seconds, **_: compiled.append(event) if "compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        js.sparsify(model, js.Rule(".*", format, sparsity=0.5))
+        assert not compiled
+        jax.jit(lambda x: x + 1)(np.ones(len(format), np.float32))
+        assert compiled  # the listener hears
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
 # Lifted transformations ---------------------------------------------------------------------------
 
 
