@@ -24,10 +24,23 @@ def as_array(function: str, name: str, x) -> jax.Array:
             f"{function}: {name} must be an array, got {type(x).__name__}. Use its todense(); "
             "jaxsparse.fromsparse makes weights of sparse matrices."
         )
-    array = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{function}: {name} must hold numbers, got dtype {array.dtype}.")
-    return array
+    if not is_array:
+        x = _from_numbers(function, name, x)
+    # Before JAX sees it: of other dtypes it says no more than that it cannot read them.
+    if not jnp.issubdtype(x.dtype, jnp.number):
+        raise TypeError(f"{function}: {name} must hold numbers, got dtype {x.dtype}.")
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def _from_numbers(function: str, name: str, x) -> jax.Array:
+    """An array of a number or of nested lists of numbers."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{function}: {name} must be an array, got a {type(x).__name__} of what does not make "
+            "one. Give one array; sums of sparse weights are of type jaxsparse.WeightSum."
+        ) from error
 
 
 # Weights ------------------------------------------------------------------------------------------

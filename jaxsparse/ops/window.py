@@ -113,7 +113,7 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
     is_one = isinstance(value, str) or not hasattr(value, "__len__")
     try:
         given: tuple[Any, ...] = (value,) * rank if is_one else tuple(value)
-        sizes = tuple(map(operator.index, given))
+        sizes = tuple(map(_as_int, given))
     except TypeError:
         raise TypeError(
             f"{function}: {name} is an int or one int per space axis, got {value!r}."
@@ -142,7 +142,7 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
         return padding
     pairs = None
     try:
-        each = padding if hasattr(padding, "__len__") else (operator.index(padding),) * rank
+        each = padding if hasattr(padding, "__len__") else (_as_int(padding),) * rank
         if len(each) == rank:
             pairs = tuple(map(_pair, each))
     except TypeError:
@@ -159,10 +159,17 @@ def as_padding(function: str, padding, rank: int) -> str | Pairs:
 
 def _pair(given) -> tuple[int, int]:
     if not hasattr(given, "__len__"):
-        return operator.index(given), operator.index(given)
+        return _as_int(given), _as_int(given)
     if isinstance(given, str) or len(given) != 2:
         raise TypeError
-    return operator.index(given[0]), operator.index(given[1])
+    return _as_int(given[0]), _as_int(given[1])
+
+
+def _as_int(given) -> int:
+    """An int; TypeError for anything else, and for True, which Python would take for 1."""
+    if isinstance(given, bool):
+        raise TypeError
+    return operator.index(given)
 
 
 # Padding of convolutions, by the rules of lax and Flax --------------------------------------------

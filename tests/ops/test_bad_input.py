@@ -32,6 +32,23 @@ BAD = {
     "matmul_scalar": (call(js.matmul, jnp.float32(1), W), ValueError, ["matmul", "no axes"]),
     "matmul_x_dtype": (call(js.matmul, half(X), W), TypeError, ["bfloat16", "float32", "Cast"]),
     "matmul_x_bool": (call(js.matmul, X > 0, W), TypeError, ["numbers", "bool"]),
+    "matmul_x_objects": (
+        call(js.matmul, np.array([[1, None]]), W),
+        TypeError,
+        ["x must hold numbers", "object"],
+    ),
+    "matmul_x_texts": (call(js.matmul, np.array([["1"]]), W), TypeError, ["x must hold", "U1"]),
+    "matmul_x_ragged": (call(js.matmul, [[1.0, 2.0], [1.0]], W), TypeError, ["x must be", "list"]),
+    "matmul_w_tuple": (
+        call(js.matmul, X, (W, W)),
+        TypeError,
+        ["w must be an array", "a tuple", "WeightSum"],
+    ),
+    "matmul_w_objects": (
+        call(js.matmul, X, np.full((70, 90), None)),
+        TypeError,
+        ["w must hold numbers", "object"],
+    ),
     "matmul_x_none": (call(js.matmul, None, W), TypeError, ["x must be an array", "NoneType"]),
     "matmul_x_text": (call(js.matmul, "x", W), TypeError, ["x must be an array", "str"]),
     "matmul_w_none": (call(js.matmul, X, None), TypeError, ["w must be an array", "NoneType"]),
