@@ -109,7 +109,7 @@ def _by_density(member, spec, stored, batch, dtype, platform) -> Choice:
         if its is None:
             limit = spec.unmeasured_break_even()
         else:
-            limit = its.unmeasured_break_even(member.result.member, spec, dtype)
+            limit = its.unmeasured_break_even(member.result.member, spec, dtype, batch)
         measured = f"{limit}, a guess: not measured for {shape_class} on {device(platform)}"
     if density > limit:
         return Choice("dense", f"density {density:.3g} is above {measured}")

@@ -85,7 +85,7 @@ class Device(Protocol):
         """
         ...
 
-    def unmeasured_break_even(self, role: str, spec, dtype: str) -> float:
+    def unmeasured_break_even(self, role: str, spec, dtype: str, batch: int) -> float:
         """The density up to which to expect that a kernel pays, where nothing was measured."""
         ...
 

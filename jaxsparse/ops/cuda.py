@@ -7,16 +7,21 @@ core; for others nothing is gained, and `implementation=None` leaves them to XLA
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxsparse.core import native
 from jaxsparse.formats.pattern import batch_class
 
 # Densities up to which a kernel is expected to be faster than cuBLAS, by the smaller side of its
-# blocks. Not measured: about half the density at which a model of the kernels has them draw level
-# on Hopper (tensor cores at the rate that tiles of this size let them reach, 6 TB/s from L2).
-_PRODUCTS = {128: 0.35, 64: 0.2, 32: 0.1, 16: 0.05}
-_WEIGHT_GRADS = {128: 0.25, 64: 0.12, 32: 0.06, 16: 0.03}
+# blocks. Not measured: two thirds, or less, of the density at which `bench.gpu_model` has them draw
+# level on an H200.
+PRODUCTS = {128: 0.35, 64: 0.2, 32: 0.1, 16: 0.05}
+WEIGHT_GRADS = {128: 0.25, 64: 0.12, 32: 0.06, 16: 0.03}
+
+# A kernel waits for another that checks the pattern, some 6 us: where the dense product is done in
+# little more, nothing is gained. Its time is that of an H200, 800 TFLOP/s and 4 TB/s, not measured.
+_SHORTEST = 15e-6
 
 
 def wants_exact_float32(precision: Any) -> bool:
@@ -44,17 +49,20 @@ class BlockMatmulDevice:
         exact = wants_exact_float32(spec.precision)
         return native.module("cuda").scratch_bytes(role, *arrays, dtype, of_result, exact)
 
-    def unmeasured_break_even(self, role: str, spec, dtype: str) -> float:
+    def unmeasured_break_even(self, role: str, spec, dtype: str, batch: int) -> float:
+        reading = jnp.dtype(dtype).itemsize * spec.macs(1) / 4e12
+        if max(2 * spec.macs(batch) / 800e12, reading) < _SHORTEST:
+            return 0.0
         smallest = min(spec.weight.block_shape)
         if any(side % 16 for side in spec.weight.block_shape) or dtype == "float64":
             return 0.0
-        table = _WEIGHT_GRADS if role == "weight_grad" else _PRODUCTS
+        table = WEIGHT_GRADS if role == "weight_grad" else PRODUCTS
         limit = next(limit for side, limit in table.items() if smallest >= side)
         # Without tensor cores, cuBLAS is closer to its limit than a first kernel.
         return limit / 2 if dtype == "float32" and wants_exact_float32(spec.precision) else limit
 
     def shape_class(self, spec, batch: int) -> str:
         smallest = min(spec.weight.block_shape)
-        block = next((f"block>={side}" for side in _PRODUCTS if smallest >= side), "block<16")
+        block = next((f"block>={side}" for side in PRODUCTS if smallest >= side), "block<16")
         exact = ",exact" if wants_exact_float32(spec.precision) else ""
         return f"{batch_class(batch)},{block}{exact}"

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from jaxsparse.bench import gpu, gpu_model
+from jaxsparse.ops import cuda
 
 README = pathlib.Path(__file__).parents[2] / "xla_ffi" / "cuda" / "README.md"
 
@@ -36,6 +37,13 @@ def test_break_even_is_where_the_speedup_passes_one():
     point = gpu_model.break_even("forward", 4096, 64)
     assert gpu_model.speedup("forward", 4096, 4096, 64, point) >= 1
     assert gpu_model.speedup("forward", 4096, 4096, 64, point + 0.02) < 1
+
+
+def test_the_unmeasured_rule_keeps_well_below_the_models_break_even():
+    for role in gpu.ROLES:
+        rule = cuda.WEIGHT_GRADS if role == "weight_grad" else cuda.PRODUCTS
+        for block, density in rule.items():
+            assert density <= 0.7 * gpu_model.break_even(role, 4096, block)
 
 
 def test_the_sweep_has_a_training_step_and_every_row_a_label_of_its_own():

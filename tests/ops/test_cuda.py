@@ -19,6 +19,7 @@ from jaxsparse.ops.cuda import wants_exact_float32
 
 CALL = r"custom_call @jaxsparse\.block_matmul_(\w+)\.v1\(.*?\) \{(.*?)\} : \((.*?)\) -> (.*)"
 ALL = ["forward", "input_grad", "weight_grad"]
+ROWS = 1 << 20  # so many that kernels are expected to pay
 
 
 @pytest.fixture(autouse=True)
@@ -36,10 +37,11 @@ def calls(function, *args) -> list[str]:
     return sorted(match[0] for match in re.findall(CALL, lowered(function, *args)))
 
 
-def problem(block="64x64", dtype="bfloat16", sparsity=0.95, shape=(256, 512), batch=(64,)):
+def problem(block="64x64", dtype="bfloat16", sparsity=0.95, shape=(256, 512), batch=(ROWS,)):
+    """x, which is a shape only, and a weight."""
     w = jax.random.normal(jax.random.key(0), shape)
     weight = js.fromdense(w, block, sparsity=sparsity).astype(dtype)
-    return jnp.ones((*batch, shape[0]), dtype), weight
+    return jax.ShapeDtypeStruct((*batch, shape[0]), dtype), weight
 
 
 def loss(weight, x, values, **options):
@@ -72,15 +74,22 @@ def test_a_call_has_scratch_memory_as_its_second_result():
     ((role, attributes, operands, results),) = re.findall(CALL, lowered(js.matmul, x, weight))
     stored = weight.values.shape[0]
     scratch = native.module("cuda").scratch_bytes(
-        "forward", x.shape, weight.values.shape, (64, 512), (stored,), "bfloat16", "bfloat16", False
+        "forward",
+        x.shape,
+        weight.values.shape,
+        (ROWS, 512),
+        (stored,),
+        "bfloat16",
+        "bfloat16",
+        False,
     )
     assert role == "forward"
     assert "exact = false" in attributes
     assert operands == (
-        f"tensor<64x256xbf16>, tensor<{stored}x64x64xbf16>, tensor<{stored}xi32>, "
+        f"tensor<{ROWS}x256xbf16>, tensor<{stored}x64x64xbf16>, tensor<{stored}xi32>, "
         f"tensor<{stored}xi32>"
     )
-    assert results == f"(tensor<64x512xbf16>, tensor<{scratch}xui8>)"
+    assert results == f"(tensor<{ROWS}x512xbf16>, tensor<{scratch}xui8>)"
 
 
 @pytest.mark.parametrize(
@@ -117,22 +126,22 @@ def test_a_float32_result_of_bfloat16_is_made_by_the_kernel():
     x, weight = problem("64x64", "bfloat16")
     product = functools.partial(js.matmul, preferred_element_type=jnp.float32)
     ((_, _, operands, results),) = re.findall(CALL, lowered(product, x, weight))
-    assert operands.startswith("tensor<64x256xbf16>")
-    assert results.startswith("(tensor<64x512xf32>")
+    assert operands.startswith(f"tensor<{ROWS}x256xbf16>")
+    assert results.startswith(f"(tensor<{ROWS}x512xf32>")
 
 
 # Transformations ----------------------------------------------------------------------------------
 
 
 def test_vmap_over_activations_is_one_call_without_copies():
-    x, weight = problem(batch=(3, 64))
+    x, weight = problem(batch=(3, ROWS))
     mapped = jax.vmap(gradients(weight), (0, None))
     roles = calls(mapped, x, weight.values)
     assert roles == ALL
     whole = lowered(lambda x, v: jax.grad(lambda v: jnp.sum(jax.vmap(
         functools.partial(loss, weight), (0, None))(x, v)))(v), x, weight.values)  # fmt: skip
     assert [match[0] for match in re.findall(CALL, whole)] == ["forward", "weight_grad"]
-    assert "tensor<3x64x256xbf16>" in whole
+    assert f"tensor<3x{ROWS}x256xbf16>" in whole
     assert "while" not in whole
 
 
@@ -143,8 +152,8 @@ def test_vmap_over_weights_is_one_call_with_a_group_axis():
     ((role, _, operands, results),) = re.findall(CALL, text)
     stored = weight.values.shape[0]
     assert role == "forward"
-    assert operands.startswith(f"tensor<1x64x256xbf16>, tensor<3x{stored}x64x64xbf16>")
-    assert results.startswith("(tensor<3x64x512xbf16>")
+    assert operands.startswith(f"tensor<1x{ROWS}x256xbf16>, tensor<3x{stored}x64x64xbf16>")
+    assert results.startswith(f"(tensor<3x{ROWS}x512xbf16>")
 
 
 @pytest.mark.parametrize(
@@ -181,10 +190,8 @@ def test_a_layer_of_flax_calls_kernels():
     layer = jsnnx.Linear(256, 512, rngs=nnx.Rngs(0), format="64x64", sparsity=0.95)
     graph, state = nnx.split(layer)
     loss = lambda state, x: jnp.sum(jnp.sin(nnx.merge(graph, state)(x)))
-    assert set(calls(jax.grad(loss, allow_int=True), state, jnp.ones((64, 256)))) == {
-        "forward",
-        "weight_grad",
-    }
+    x = jax.ShapeDtypeStruct((ROWS, 256), jnp.float32)
+    assert set(calls(jax.grad(loss, allow_int=True), state, x)) == {"forward", "weight_grad"}
 
 
 # Devices ------------------------------------------------------------------------------------------
@@ -202,14 +209,15 @@ def test_shard_map_calls_the_kernel_on_local_rows():
     )
     found = re.findall(CALL, lowered(local, x, weight.values))
     assert sorted(match[0] for match in found) == ALL
-    assert all("tensor<8x" in match[2] + match[3] for match in found)
+    assert all(f"tensor<{ROWS // 8}x" in match[2] + match[3] for match in found)
 
 
 def test_on_several_devices_the_compiler_may_split_the_call():
-    x, weight = problem()
+    _, weight = problem()
     mesh = jax.make_mesh((8,), ("data",), (AxisType.Auto,))
+    x = jnp.ones((64, 256), jnp.bfloat16)
     placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-    text = lowered(gradients(weight), placed, weight.values)
+    text = lowered(gradients(weight, implementation="ffi"), placed, weight.values)
     assert text.count("CustomSPMDPartitioning") == 3
 
 
@@ -263,6 +271,17 @@ def test_the_unmeasured_rule_takes_kernels_at_low_density_only_and_says_so(block
     assert choice(*problem(block, sparsity=0.99, shape=(2048, 2048))[::-1]).path == "ffi"
 
 
+def test_the_unmeasured_rule_leaves_what_is_done_in_microseconds_to_dense():
+    for rows, shape, path in (
+        (64, (256, 512), "dense"),
+        (4096, (1024, 1024), "dense"),
+        (4096, (4096, 2048), "ffi"),
+        (16, (8192, 8192), "ffi"),  # it takes as long to read such a weight
+    ):
+        x, weight = problem(shape=shape, batch=(rows,))
+        assert choice(weight, x).path == path, (rows, shape)
+
+
 def test_a_measured_table_of_the_device_decides(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     h200 = types.SimpleNamespace(device_kind="NVIDIA H200", compute_capability="9.0")
@@ -272,7 +291,7 @@ def test_a_measured_table_of_the_device_decides(monkeypatch, tmp_path):
     path = tmp_path / "jaxsparse" / "cuda-nvidia-h200.json"
     path.write_text(json.dumps({"environment": {}, "break_even": table}))
     dispatch._table.cache_clear()
-    x, weight = problem()
+    x, weight = problem(batch=(64,))
     call = choice(weight, x)
     assert call.path == "dense"
     assert "the break-even point 0.01 for batch<512,block>=64 on cuda-nvidia-h200" in call.reason
