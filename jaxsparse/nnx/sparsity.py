@@ -8,11 +8,19 @@ import jax
 from flax import nnx
 
 from jaxsparse.core import names
+from jaxsparse.formats.block import BlockPattern
+from jaxsparse.formats.columns import ColumnPattern
 from jaxsparse.formats.pattern import Pattern
+from jaxsparse.formats.weight import SparseWeight, WeightSum
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import options as layer_options
 
 Model = TypeVar("Model")
+
+
+# So that a weight or a pattern may be an attribute of a module as it is.
+for _type in (SparseWeight, WeightSum, BlockPattern, ColumnPattern, kernels.PackedPattern):
+    nnx.register_data_type(_type)
 
 
 class Sparsity(nnx.Variable):
