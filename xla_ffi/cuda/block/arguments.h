@@ -52,7 +52,7 @@ struct ProductArgs {
   int32_t tiles_per_line;  // of c, along n
   // Tiles are taken in bands of so many rows of tiles, in a band from the longest line on: either
   // all, where a fits the L2 cache, or one.
-  int64_t band;
+  int32_t band;
 };
 
 // dW = x^T * dy at the stored blocks, of groups: x [m, in], dy [m, out].

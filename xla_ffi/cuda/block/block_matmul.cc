@@ -218,8 +218,8 @@ Status RunProduct(Pass pass, const Plan& plan, const PatternArrays& pattern,
   const int64_t tiles = rows_of_tiles * args.lines * args.tiles_per_line;
   const int64_t a_bytes = args.m * args.k * ElementBytes(plan.variant.arithmetic);
   // The rest of L2 is for W and c.
-  args.band =
-      a_bytes <= kernels.device().l2_bytes / 4 * 3 ? std::max<int64_t>(1, rows_of_tiles) : 1;
+  args.band = static_cast<int32_t>(
+      a_bytes <= kernels.device().l2_bytes / 4 * 3 ? std::max<int64_t>(1, rows_of_tiles) : 1);
   if (Status s = CheckGrid(tiles); !s.ok()) return s;
   for (const GroupRun& run : GroupRuns(problem)) {
     args.a_group = IndicesOf(forward ? problem.x_group : problem.y_group, run);

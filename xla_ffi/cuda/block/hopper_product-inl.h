@@ -106,9 +106,8 @@ struct HopperProduct {
     JAXSPARSE_DEVICE Tile(const Args& args, int index) {
       const ProductArgs& product = args.product;
       const PatternArrays& pattern = product.pattern;
-      // In 32 bits: a division in 64 takes longer than a step of products.
       group = index / args.tiles_per_group;
-      const TilePlace<int> place(product, index % args.tiles_per_group);
+      const TilePlace place(product, index % args.tiles_per_group);
       m0 = place.row * Config::kTileM;
       n_in_block = place.in_line * Config::kTileN;
 

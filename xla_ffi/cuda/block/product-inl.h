@@ -14,17 +14,15 @@ namespace jaxsparse::cuda {
 
 enum class Weight { kAsStored, kTransposed };
 
-// Which tile of c comes at `index`, in tiles; the line in order of length.
-template <class Int>
+// Which tile of c comes at `index`, in tiles; the line in order of length. In 32 bits, which count
+// the tiles of a launch: a division in 64 takes longer than a step of products.
 struct TilePlace {
-  Int row;
-  int nth_line, in_line;
+  int row, nth_line, in_line;
 
-  JAXSPARSE_DEVICE TilePlace(const ProductArgs& args, Int index) {
-    const Int tiles_per_row = static_cast<Int>(args.lines) * args.tiles_per_line;
-    const Int band = static_cast<Int>(args.band), in_band = index % (band * tiles_per_row);
-    row = index / (band * tiles_per_row) * band + in_band % band;
-    const int in_row = static_cast<int>(in_band / band);
+  JAXSPARSE_DEVICE TilePlace(const ProductArgs& args, int index) {
+    const int tiles_per_band = args.band * args.lines * args.tiles_per_line;
+    const int in_band = index % tiles_per_band, in_row = in_band / args.band;
+    row = index / tiles_per_band * args.band + in_band % args.band;
     nth_line = in_row / args.tiles_per_line;
     in_line = in_row % args.tiles_per_line;
   }
@@ -83,8 +81,8 @@ struct BlockProduct {
     const int32_t* cols = pattern.cols + pattern_index * pattern.capacity;
     const int32_t* words = pattern.words + pattern_index * pattern.words_per_pattern;
 
-    const TilePlace<int64_t> place(args, BlockIndex());
-    const int64_t m0 = place.row * kTileM;
+    const TilePlace place(args, static_cast<int>(BlockIndex()));
+    const int64_t m0 = static_cast<int64_t>(place.row) * kTileM;
     const int line = LoadConstant(words + pattern.heaviest + place.nth_line);
     const int n_in_block = place.in_line * kTileN;
 
