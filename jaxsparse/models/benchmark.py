@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxsparse.core import modes
 from jaxsparse.models.program import program
-from jaxsparse.models.summary import as_table
 from jaxsparse.tune import timing
+from jaxsparse.tune.table import as_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,8 @@ def _measured(kind: calls.KindOfCall, seconds: float) -> Planned:
     samples = timing.interleaved(functions, seconds=seconds, min_rounds=5)
     is_faster = timing.median_ratio(samples, "dense", "ffi") >= 1
     ffi, dense = (1e3 * statistics.median(samples[path]) for path in ("ffi", "dense"))
-    layers = dict.fromkeys(path_in(name) or name for name in kind.names)
+    found = ((path_in(name), name) for name in kind.names)
+    layers = dict.fromkeys(name if of_layer is None else of_layer for of_layer, name in found)
     path = "ffi" if is_faster else "dense"
     return Planned(kind.key, path, ffi, dense, kind.calls, tuple(layers))
 

@@ -10,7 +10,7 @@ import jax
 from jaxsparse.core import dispatch
 from jaxsparse.cost import count
 from jaxsparse.models.program import Layer, path_in, program
-from jaxsparse.models.summary import as_table
+from jaxsparse.tune.table import as_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
+from jaxsparse.tune.table import as_table
+
 
 @dataclasses.dataclass(frozen=True)
 class Replaced:
@@ -68,12 +70,3 @@ def packed_row(path: str, kind: str, shape, pattern, why: str, note: str | None)
     """The row of a layer that `pack` has seen; the pattern of a dense one is None."""
     format, density = (None, 1.0) if pattern is None else (str(pattern.format), pattern.density)
     return Replaced(path, kind, shape, format, density, "; ".join(filter(None, (why, note))))
-
-
-def as_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as they need to be, for a terminal."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    lines = [header, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
-    )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from jaxsparse.core import modes
 from jaxsparse.tune import environment
+from jaxsparse.tune.table import as_table
 
 # What a measurement holds for; another value of one of these makes a plan stale.
 _FINGERPRINT = ("cpu", "isa", "cores_used", "device", "jax", "jaxlib", "jaxsparse")
@@ -43,10 +44,17 @@ class Planned:
         """Why that path, for `explain` and `report`."""
         return f"planned: kernel {self.ffi_ms:.3g} ms, dense op {self.dense_ms:.3g} ms"
 
+    def cells(self) -> tuple[str, ...]:
+        """As a row of the table, less the layer."""
+        member, _, *shapes = self.key.partition(" groups=")[0].split()
+        times = (f"{ms:.3g}" for ms in (self.ffi_ms, self.dense_ms))
+        name = member.removeprefix("stored_dense_")
+        return name, " ".join(shapes), self.path, *times, str(self.calls)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Which way each call runs. `with plan:` makes it hold, `save` keeps it.
+    """Which way each call runs. `with plan:` makes it hold, `save` keeps it; prints as a table.
 
         plan = jaxsparse.calibrate(model, x)
         plan.save("plan.json")
@@ -161,6 +169,16 @@ class Plan:
 
     def __iter__(self) -> Iterator[Planned]:
         return iter(self.calls)
+
+    def __str__(self) -> str:
+        header = ("layer", "call", "shapes", "path", "kernel ms", "dense ms", "times")
+        rows = [(layer or "(root)", *call.cells()) for call in self.calls for layer in call.layers]
+        lines = [as_table(header, rows)] if rows else ["no call was measured"]
+        if self.whole_ms:
+            each = ", ".join(f"{name} {ms:.3g} ms" for name, ms in self.whole_ms.items())
+            lines.append(f"the whole: {each}")
+        lines += [f"not measured: {sentence}" for sentence in self.skipped]
+        return "\n".join([*lines, ", ".join(f"{k} {v}" for k, v in self.machine.items())])
 
     def __len__(self) -> int:
         return len(self.calls)

@@ -229,6 +229,22 @@ def a_plan():
     return js.Plan(calibration.fingerprint(), (planned(kind),))
 
 
+def test_a_plan_prints_a_line_for_each_layer_and_call_and_what_was_not_measured():
+    key = "stored_dense_block_matmul_forward float32 4x16 16x8 3 3 groups=0 MatmulSpec(...)"
+    planned = js.Planned(key, "ffi", 0.25, 0.5, 3, ("blocks/up", ""))
+    plan = js.Plan({"cpu": "a fast one"}, (planned,), ("no time for this",), {"plan": 1.5})
+    _, _, *lines = str(plan).splitlines()
+    row = "block_matmul_forward 4x16 16x8 3 3 ffi 0.25 0.5 3"
+    assert [" ".join(line.split()) for line in lines] == [
+        f"blocks/up {row}",
+        f"(root) {row}",
+        "the whole: plan 1.5 ms",
+        "not measured: no time for this",
+        "cpu a fast one",
+    ]
+    assert str(js.Plan({"cpu": "a fast one"}, ())) == "no call was measured\ncpu a fast one"
+
+
 def test_a_plan_of_another_machine_or_version_is_stale(tmp_path):
     plan = a_plan()
     other = dataclasses.replace(plan, machine={**plan.machine, "jax": "0.1.0"})
