@@ -10,9 +10,9 @@ import pytest
 from machine import run_python
 
 import jaxsparse as js
-from jaxsparse import io, patterns, problems, pruning
+from jaxsparse import io, linen, nnx, patterns, problems, pruning
 
-MODULES = (js, io, patterns, pruning)
+MODULES = (js, io, linen, nnx, patterns, pruning)
 PUBLIC = [(module, name) for module in MODULES for name in module.__all__]
 every_name = pytest.mark.parametrize(
     ("module", "name"), PUBLIC, ids=[f"{module.__name__}.{name}" for module, name in PUBLIC]
@@ -73,6 +73,7 @@ def test_options_of_public_functions_are_keyword_only(module, name):
         "load": ["like"],
         "magnitude": ["grads"],  # as scores are called
         "rigl": ["sparsity"],  # as other pruners have it
+        "prune": ["loss"],  # what comes after the state
         "set_": ["sparsity"],
         "sparsify": ["variables"],
         "densify": ["variables"],

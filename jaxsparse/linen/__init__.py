@@ -5,7 +5,7 @@ where the pattern stores nothing, and the pattern is in the collection "sparsity
 variables that store values only; the same modules run them.
 """
 
-from jaxsparse.layers.options import without_flax
+from jaxsparse.layers.options import without_flax as _without_flax
 
 try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
@@ -14,7 +14,7 @@ try:
     from jaxsparse.linen.masked import MaskedConv, MaskedConvTranspose
     from jaxsparse.linen.variables import apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
-    raise without_flax("jaxsparse.linen", error) from error
+    raise _without_flax("jaxsparse.linen", error) from error
 
 __all__ = [
     "Conv",

@@ -5,7 +5,7 @@ where the pattern stores nothing, and the pattern is a variable of another type.
 form that stores values only.
 """
 
-from jaxsparse.layers.options import without_flax
+from jaxsparse.layers.options import without_flax as _without_flax
 
 try:
     import jaxsparse.layers.serialization  # noqa: F401 (flax.serialization then knows patterns)
@@ -15,7 +15,7 @@ try:
     from jaxsparse.nnx.prune import prune, start_pruning
     from jaxsparse.nnx.sparsity import Sparsity, apply_patterns, pack, unpack
 except ModuleNotFoundError as error:
-    raise without_flax("jaxsparse.nnx", error) from error
+    raise _without_flax("jaxsparse.nnx", error) from error
 
 __all__ = [
     "Conv",

@@ -24,12 +24,11 @@ def as_array(function: str, name: str, x) -> jax.Array:
             f"{function}: {name} must be an array, got {type(x).__name__}. Use its todense(); "
             "jaxsparse.fromsparse makes weights of sparse matrices."
         )
-    if not is_array:
-        x = _from_numbers(function, name, x)
+    array: Any = x if is_array else _from_numbers(function, name, x)
     # Before JAX sees it: of other dtypes it says no more than that it cannot read them.
-    if not jnp.issubdtype(x.dtype, jnp.number):
-        raise TypeError(f"{function}: {name} must hold numbers, got dtype {x.dtype}.")
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(f"{function}: {name} must hold numbers, got dtype {array.dtype}.")
+    return array if isinstance(array, jax.Array) else jnp.asarray(array)
 
 
 def _from_numbers(function: str, name: str, x) -> jax.Array:

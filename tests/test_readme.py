@@ -1,0 +1,18 @@
+"""What the README shows first runs as it is printed, one piece after the other."""
+
+import pathlib
+import re
+
+from machine import run_python
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def test_functions_layers_models_and_checks_run_as_printed(tmp_path):
+    call, layer, model, look, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    assert all(len(piece.splitlines()) <= 30 for piece in (call, layer, model, look))
+    look = look.replace("budget_s=20", "budget_s=2")  # of seconds that this test would take
+    printed = run_python(f"import os\nos.chdir({str(tmp_path)!r})\n{call}{layer}{model}{look}")
+    for words in ("rule 'layers/2': dense", "it has no pattern", "chosen", "agrees, worst error"):
+        assert words in printed
+    assert (tmp_path / "plan.json").exists()
