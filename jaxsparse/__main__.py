@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             "floor",
             "conv",
             "conv-floor",
+            "masked",
             "resnet",
             "scaling",
             "overhead",
@@ -35,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             "sparsify",
         ],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
-        "a whole ResNet-50; two cores against one; costs besides arithmetic; what regrouping "
-        "stores; how long substitution takes",
+        "convolutions of sparse inputs; a whole ResNet-50; two cores against one; costs besides "
+        "arithmetic; what regrouping stores; how long substitution takes",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -170,7 +171,7 @@ def _info(options) -> int:
 
 
 def _bench(options) -> int:
-    from jaxsparse.bench import conv, matmul, measure, overhead, plot, scaling
+    from jaxsparse.bench import conv, masked, matmul, measure, overhead, plot, scaling
     from jaxsparse.tune import environment
 
     if options.peers and options.what not in matmul.TABLES:
@@ -202,6 +203,8 @@ def _bench(options) -> int:
         rows = resnet.run(*common)
     elif options.what in conv.TABLES:
         rows = conv.run(options.what, *common)
+    elif options.what == "masked":
+        rows = masked.run(*common)
     else:
         rows = matmul.run(options.what, *common, options.peers)
     if options.plot:
