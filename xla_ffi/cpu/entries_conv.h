@@ -1,5 +1,5 @@
-// Forward and input gradient of inputs with single zeros: each place's nonzeros are listed once, a
-// block of channels at a time, and multiplied by the weights of every tap and result.
+// Forward and input gradient of inputs with single zeros: each place's nonzeros are listed, the
+// lists that a result meets through a row of taps are joined, and multiplied by all weights.
 #pragma once
 #include <cstdint>
 
@@ -19,12 +19,13 @@ struct EntriesProblem {
   int64_t group;
   const char* source;
   const int32_t* counts;  // of the source
+  int64_t nonzeros;       // their sum
   char* target;
 };
 
 // Whether lists of nonzeros beat whole rows of channels.
 bool EntriesPay(int64_t nonzeros, int64_t active_places, int64_t places, int64_t source_channels,
-                int64_t target_channels, const EntryTiles& tiles);
+                int64_t target_channels, int64_t row_taps, const EntryTiles& tiles);
 
 Status EntriesProduct(const EntriesProblem& problem, const PlaceMap& map, const Tiles& tiles,
                       const EntryTiles& entries, TaskPool& pool);

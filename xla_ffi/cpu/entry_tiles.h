@@ -7,34 +7,53 @@ namespace jaxsparse::cpu {
 
 struct ColumnPanel;  // tiles.h
 
-// A list has room for so many more entries than there are channels: they are written in vectors.
+// Lists are written in whole vectors: so many entries are written beyond the last one.
 constexpr int64_t kEntriesBeyond = 16;
 
-// The nonzeros of some channels of some places.
+// Lists, one after the other: of values in the sum's type, and of bytes to the weights that each
+// one multiplies.
+struct EntryStore {
+  void* values;
+  int32_t* offsets;
+  int64_t* begins;  // the entry with which each list begins, and the last one ends
+};
+
+// The nonzeros of some channels of a row of places, listed by place.
 struct EntryLists {
   const void* source;
   int64_t source_stride;    // items from one place to the next
   const int32_t* nonzeros;  // of each place, all channels; a place without is not read
   int64_t places, channels;
   int64_t weight_bytes;  // from the weights of one channel to those of the next
-  int64_t list_stride;   // entries from one list to the next
-  void* values;          // [place][list_stride], in the sum's type
-  int32_t* offsets;      // [place][list_stride]: bytes to the weights of the entry's channel
-  int32_t* counts;       // [place]
+  EntryStore lists;      // begins[0] is given
 };
 
-// A row of results: sums[target] (+)= sum over taps and entries of value * weights.
+// What each target meets through a row of taps, as one list of an even length: the end of a list is
+// a missed branch, as long as some 30 multiplications.
+struct EntryJoin {
+  EntryStore lists;          // of the places of a row
+  const int32_t* source_of;  // [taps][targets]: the list, or -1
+  int64_t taps, targets;
+  int64_t tap_bytes;  // from the weights of one tap to those of the next
+  int64_t zeros;      // offset of weights that are zero, for what makes a list even
+  EntryStore joined;  // begins[0] is given
+};
+
+// What targets meet through a row of taps: their lists, and the bytes to the weights of its taps.
+struct EntrySegment {
+  const int64_t* begins;
+  int64_t weights;
+};
+
+// A row of results: sums[target] (+)= sum over segments and entries of value * weights.
 struct EntryRow {
   const void* values;
   const int32_t* offsets;
-  const int32_t* counts;
-  int64_t list_stride;
-  const int32_t* source_of;  // [tap][source_stride]: the list that a target meets, or -1
-  int64_t source_stride;
-  int64_t targets, taps;
-  const void* weights;  // [tap][channels][vectors]
-  int64_t weights_tap_bytes;
-  int64_t vectors, cols;  // 1, 2, 4 or 8 vectors, and how many columns exist
+  const EntrySegment* segments;
+  int64_t num_segments, targets;
+  const void* weights;  // of each strip [rows of taps][weights of a row, and zeros]
+  int64_t strips, strip_bytes;
+  int64_t vectors, cols;  // of a strip 1, 2, 4 or 8 vectors; the columns that exist, of all strips
   void* sums;
   int64_t sums_stride;
   bool accumulate;
@@ -43,6 +62,7 @@ struct EntryRow {
 struct EntryTiles {
   int64_t sum_bytes, lanes;
   void (*list)(const EntryLists&);
+  void (*join)(const EntryJoin&);
   void (*row)(const EntryRow&);
   // As those of Tiles, but that a word is always one number.
   void (*pack_columns)(const ColumnPanel&);

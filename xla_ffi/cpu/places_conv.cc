@@ -184,11 +184,14 @@ class Product {
     const double bytes =
         static_cast<double>(target.places(p_.batch)) * target.channels * tiles.item_bytes;
     TaskPool& worth = PoolForWork(pool, flops, bytes);
-    if (by_source && target.counts == nullptr && p_.feature_groups == 1 &&
-        EntriesPay(NumNonzeros(source, p_.batch), active.size(), source.places(p_.batch),
-                   source.channels, target.channels, kernels_.entries))
-      return EntriesProduct({p_, from_x_, group, source.data, source.counts, target.data}, map_,
-                            tiles, kernels_.entries, worth);
+    if (by_source && target.counts == nullptr && p_.feature_groups == 1) {
+      const int64_t nonzeros = NumNonzeros(source, p_.batch);
+      if (EntriesPay(nonzeros, active.size(), source.places(p_.batch), source.channels,
+                     target.channels, p_.kernel[2], kernels_.entries))
+        return EntriesProduct(
+            {p_, from_x_, group, source.data, source.counts, nonzeros, target.data}, map_, tiles,
+            kernels_.entries, worth);
+    }
     Status status;
     const StripPanel weights = PackWeights(p_, group, from_x_, tiles, worth, &status);
     if (!status.ok()) return status;
