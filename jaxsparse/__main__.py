@@ -279,7 +279,7 @@ def _check(options) -> int:
 def _tune(options) -> int:
     from jaxsparse.bench import measure
     from jaxsparse.core import dispatch, native
-    from jaxsparse.tune import break_even, convolutions, environment
+    from jaxsparse.tune import break_even, convolutions, environment, sparse_inputs
 
     if not native.available("cpu"):
         raise RuntimeError(f"nothing to tune. {native.why_absent('cpu')}")
@@ -295,6 +295,7 @@ def _tune(options) -> int:
     report = lambda line: print(line, flush=True)
     table = break_even.measure(compare, report, options.only)
     convolutions.measure(table, compare, report, options.only)
+    sparse_inputs.measure(table, compare, report, options.only)
     print(f"wrote {break_even.write(table, environment.describe(), folder)}")
     return 0
 

@@ -22,7 +22,7 @@ class MaskedConv(nn.Conv):
     of your own.
     """
 
-    threshold: float | None = 0.7
+    threshold: float | None = None
     submanifold: bool = False
     grad: str = "exact"
     implementation: str | None = None
@@ -66,7 +66,7 @@ class MaskedConvTranspose(nn.ConvTranspose):
     All other attributes are those of `flax.linen.ConvTranspose`.
     """
 
-    threshold: float | None = 0.7
+    threshold: float | None = None
     submanifold: bool = False
     grad: str = "exact"
     implementation: str | None = None

@@ -99,7 +99,7 @@ class MaskedSpec:
         return batch * places * math.prod(self.inner("w"))
 
     def unmeasured_break_even(self) -> float:
-        return 0.3
+        return 0.35  # of places: what AVX2 kernels reach against XLA with AVX-512
 
     def shape_class(self, batch: int = 0) -> str:
         """Such as "taps>1,strides=1,channels>=64"."""
@@ -147,7 +147,9 @@ def _choose(member, spec: MaskedSpec) -> dispatch.Choice:
         share = f"from {float(spec.threshold):.4g} zeros on"
     else:
         limits = _break_even("float32", spec)
-        share = f"up to {limits[0]:.2g} active places or {limits[1]:.2g} nonzeros"
+        share = f"up to {limits[0]:.2g} active places"
+        if member.result.name != "w":
+            share += f" or {limits[1]:.2g} nonzeros"
     return dispatch.Choice("ffi", f"decided when it runs: sparse {share}, else XLA's dense op")
 
 
@@ -161,7 +163,7 @@ def _break_even(dtype: str, spec: MaskedSpec) -> list[float]:
         dispatch.break_even(f"masked_conv_{what}", dtype, spec.shape_class())
         for what in ("places", "nonzeros")
     )
-    guessed = 2 * spec.unmeasured_break_even(), spec.unmeasured_break_even()
+    guessed = spec.unmeasured_break_even(), 0.1
     return [guess if m is None else m for m, guess in zip(measured, guessed, strict=True)]
 
 
@@ -189,19 +191,21 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
     decisive = spec.source if spec.source in places else masks[0]
     channels = spec.channels["xy".index(decisive)]
     dtype = arrays[0].dtype.name
-    pays = _pays(spec, dtype, places[decisive], channels)
+    pays = _pays(kind, spec, dtype, places[decisive], channels)
     if (decisions := modes.current().decisions) is not None:
         jax.debug.callback(functools.partial(decisions.record, member.name), pays)
     return lax.cond(pays, sparse, dense)
 
 
-def _pays(spec: MaskedSpec, dtype: str, counts, channels: int):
+def _pays(kind: str, spec: MaskedSpec, dtype: str, counts, channels: int):
     """Whether there are zeros enough, for the number of nonzeros of each place."""
     if spec.threshold is not None:
         return _is_at_most(counts, 1 - spec.threshold, channels)
     by_place, by_number = (Fraction(str(share)) for share in _break_even(dtype, spec))
-    active = (counts > 0).astype(jnp.int32)
-    return _is_at_most(active, by_place, 1) | _is_at_most(counts, by_number, channels)
+    few_places = _is_at_most((counts > 0).astype(jnp.int32), by_place, 1)
+    if kind == "w":  # its kernel skips whole places only
+        return few_places
+    return few_places | _is_at_most(counts, by_number, channels)
 
 
 def _is_at_most(counts, share: Fraction, of: int):
@@ -291,7 +295,7 @@ def masked_conv(
     kernel,
     *,
     mask=None,
-    threshold: float | None = 0.7,
+    threshold: float | None = None,
     submanifold: bool = False,
     strides: int | Sequence[int] | None = 1,
     padding="SAME",
@@ -318,7 +322,7 @@ def masked_conv(
             for, and the derivative by what is masked is zero. None: every place that has a nonzero.
         threshold: the share of zeros, from 0 to 1, from which on they are skipped; exactly this
             share is enough. With a mask, all numbers at active places count as nonzeros. None:
-            what was measured for this machine, which may be a lower share.
+            what was measured for this machine, of places and of numbers.
         submanifold: whether results are computed at active places only, and are zero elsewhere.
             The convolution must then keep the sizes of space.
         strides, padding, input_dilation, kernel_dilation, feature_group_count, precision,
@@ -370,7 +374,7 @@ def masked_conv_transpose(
     kernel,
     *,
     mask=None,
-    threshold: float | None = 0.7,
+    threshold: float | None = None,
     submanifold: bool = False,
     strides: int | Sequence[int] | None = 1,
     padding="SAME",
@@ -438,7 +442,7 @@ def masked_matmul(
     kernel,
     *,
     mask=None,
-    threshold: float | None = 0.7,
+    threshold: float | None = None,
     precision=None,
     preferred_element_type=None,
     implementation: str | None = None,

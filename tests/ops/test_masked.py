@@ -341,7 +341,8 @@ def test_what_was_decided_can_be_read_back(share, expected, rng):
     x, w, _ = layer.arrays()
     x = jnp.float32(with_zeros(share, rng, (2, 10, 10, 4)))
     with js.decisions() as taken:
-        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 5)))
+        op = lambda w: js.masked_conv(x, w, threshold=0.7)
+        jax.vjp(op, w)[1](jnp.ones((2, 10, 10, 5)))
     assert [(d.member, d.is_sparse) for d in taken] == [
         ("masked_conv_forward", expected),
         ("masked_conv_weight_grad", expected),
@@ -354,12 +355,31 @@ def test_what_was_decided_can_be_read_back(share, expected, rng):
 def test_explain_says_by_what_it_is_decided():
     layer = Layer("2d")
     x, w, g = layer.arrays()
-    calls = js.explain(lambda x: jax.vjp(layer.op, x, w)[1](g), x)
-    by_member = {call.member: call for call in calls}
     need("cpu_kernels")
-    assert "decided when it runs" in by_member["masked_conv_forward"].reason
-    assert "0.7" in by_member["masked_conv_forward"].reason
-    assert by_member["masked_conv_input_grad"].path == "dense"
+
+    def reasons(**options):
+        op = functools.partial(layer.op, **options)
+        calls = js.explain(lambda x, w: jax.vjp(op, x, w)[1](g), x, w)
+        assert {c.member: c.path for c in calls}["masked_conv_input_grad"] == "dense"
+        return {call.member: call.reason for call in calls}
+
+    assert "from 0.7 zeros on" in reasons(threshold=0.7)["masked_conv_forward"]
+    measured = reasons()
+    assert "decided when it runs" in measured["masked_conv_forward"]
+    assert "active places or" in measured["masked_conv_forward"]
+    assert "nonzeros" not in measured["masked_conv_weight_grad"]
+
+
+def test_a_weight_gradient_whose_kernel_skips_no_single_zeros_is_not_decided_by_them(rng):
+    need("cpu_kernels")
+    x = jnp.float32(with_zeros(0.95, rng, (2, 10, 10, 64)))  # of every place something is left
+    w = jnp.ones((3, 3, 64, 5))
+    with js.decisions() as taken:
+        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 5)))
+    assert {d.member: d.is_sparse for d in taken} == {
+        "masked_conv_forward": True,
+        "masked_conv_weight_grad": False,
+    }
 
 
 # Transformations and devices ----------------------------------------------------------------------
