@@ -108,7 +108,9 @@ def modelled(
     limit = max(limits, key=lambda name: limits[name])
     launches = gpu.launch + gpu.next_launch
     launches += gpu.prepare if role == "input_grad" else gpu.check
-    share = _unevenness(rows, size, block, density, is_hopper, gpu) if role != "weight_grad" else 1
+    share = 1.0
+    if role != "weight_grad":
+        share = _unevenness(_lengths(size, block, density), rows, size, block, is_hopper, gpu)
     return Modelled(limits[limit] * gpu.fill * share + launches, limit)
 
 
@@ -129,17 +131,29 @@ def break_even(role: str, size: int, block: int, gpu: Gpu = H200) -> float:
     return max(wins, default=0.0)
 
 
+def slowed_by_a_long_line(times: float, size: int, block: int, density: float) -> float:
+    """How much longer a product takes where one line has `times` the mean number of blocks."""
+    lengths = _lengths(size, block, density)
+    skewed = np.append(lengths[:-1], times * lengths.mean())
+    args = size, size, block, kernel("forward", size, block) == "wgmma", H200
+    work = (skewed.sum() + len(skewed)) / (lengths.sum() + len(lengths))
+    return work * _unevenness(skewed, *args) / _unevenness(lengths, *args) - 1
+
+
+def _lengths(size: int, block: int, density: float) -> np.ndarray:
+    """How many blocks the lines of a random pattern have."""
+    lines = size // block
+    places = np.random.default_rng(0).permutation(lines * lines)[: round(density * lines * lines)]
+    return np.bincount(places % lines, minlength=lines)
+
+
 def _unevenness(
-    rows: int, size: int, block: int, density: float, is_hopper: bool, gpu: Gpu
+    lengths: np.ndarray, rows: int, size: int, block: int, is_hopper: bool, gpu: Gpu
 ) -> float:
     """The time of the multiprocessor that works longest, over the mean."""
-    lines, tile_rows = size // block, 256 if is_hopper else 128
-    blocks = round(density * lines * lines)
-    places = np.random.default_rng(0).permutation(lines * lines)[:blocks]
-    lengths = np.sort(np.bincount(places % lines, minlength=lines))[::-1]
     # A tile costs its steps, 64 deep, and one for the result.
-    costs = lengths * max(1, block / 64) + 1.0
-    rows_of_tiles = -(-rows // tile_rows)
+    costs = np.sort(lengths)[::-1] * max(1, block / 64) + 1.0
+    rows_of_tiles = -(-rows // (256 if is_hopper else 128))
     by_line = 2 * rows * size <= gpu.l2_bytes
     order = np.repeat(costs, rows_of_tiles) if by_line else np.tile(costs, rows_of_tiles)
     if is_hopper:  # in turns, every other in the other direction
@@ -176,6 +190,13 @@ def tables(gpu: Gpu = H200) -> str:
     for block, its_goal in BREAK_EVEN_GOALS.items():
         points = [break_even("forward", size, block, gpu) for size in (4096, 8192)]
         lines.append(f"| {block} | {points[0]:.0%} | {points[1]:.0%} | {its_goal:.0%} |")
+    factors = (2, 3, 4, 6)
+    head = "".join(f" {factor}x |" for factor in factors)
+    lines += ["", f"| forward at 4096, 10 %, a line of so many times the mean: block |{head}"]
+    lines += ["|---|" + "---|" * len(factors)]
+    for block in (128, 64):
+        slower = [slowed_by_a_long_line(factor, 4096, block, 0.1) for factor in factors]
+        lines.append(f"| {block} | {' | '.join(f'{x:+.0%}' for x in slower)} |")
     return "\n".join(lines)
 
 
