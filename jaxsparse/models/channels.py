@@ -110,6 +110,7 @@ class Channels:
     Args:
         program: of a model; its first argument holds all parameters.
         weights: of the layers of known types, by their paths.
+        with_values: whether to find `kept`; without, only `outside` counts.
 
     Attributes:
         groups: all of them.
@@ -119,8 +120,10 @@ class Channels:
             with the same `outside` differ in nothing but their layers.
     """
 
-    def __init__(self, program: Program, weights: Mapping[str, Weight]):
-        self._weights = weights
+    def __init__(
+        self, program: Program, weights: Mapping[str, Weight], *, with_values: bool = True
+    ):
+        self._weights, self._with_values = weights, with_values
         self._calls = {path: _LayerCall(path) for path in weights}
         self._opaque: set[int] = set()  # arguments that something unknown reads
         self._outside: list[Any] = []
@@ -243,7 +246,7 @@ class Channels:
         of_channels = [value for value in inputs if isinstance(value, (_Channels, _Vector))]
         if len(eqn.outvars) == 1:
             if name in _ELEMENTWISE:
-                result = _elementwise(eqn, inputs, out)
+                result = _elementwise(eqn, inputs, out, self._with_values)
             elif of_channels and inputs[0] is of_channels[0]:
                 result = _along_other_axes(name, params, inputs, shapes[0], out.shape)
             elif name in _SIZED and isinstance(inputs[0], _Uniform) and len(inputs) == 1:
@@ -253,7 +256,9 @@ class Channels:
                 self._unknown(value, f"{name} takes it")
             result = _Other()
             of_channels = []
-        if of_channels or isinstance(result, _Uniform):
+        if name == "convert_element_type" and eqn.invars[0].aval.dtype == out.dtype:
+            pass  # says only that a dtype is no longer a weak one
+        elif of_channels or isinstance(result, _Uniform):
             self._outside.append((name, literals, "" if name in _SIZED else str(params)))
         else:
             self._outside.append((name, literals, shapes, str(params)))
@@ -350,7 +355,7 @@ def _of_leaf(index: int, leaf):
     return _Leaf(frozenset({index})) if shape else _Uniform(leaf)
 
 
-def _elementwise(eqn, inputs, out):
+def _elementwise(eqn, inputs, out, with_value: bool):
     """The result of a function of each element; None where it is more than that."""
     if any(isinstance(value, (_Other, _Leaf)) for value in inputs):
         return None
@@ -359,11 +364,7 @@ def _elementwise(eqn, inputs, out):
     if len(sizes) > 1 or (sizes and out.shape[-1:] != tuple(sizes)):
         return None
     shape = tuple(sizes)
-    operands = [
-        jnp.broadcast_to(jnp.asarray(value.value, atom.aval.dtype), shape)
-        for value, atom in zip(inputs, eqn.invars)
-    ]
-    made = eqn.primitive.bind(*operands, **eqn.params)
+    made = _evaluated(eqn, inputs, shape) if with_value else np.zeros(shape, out.dtype)
     if not wide:
         return _Uniform(made)
     leaves = frozenset().union(*(v.leaves for v in wide if isinstance(v, _Vector)))
@@ -375,6 +376,15 @@ def _elementwise(eqn, inputs, out):
         group = group.join(other)
     group.leaves |= leaves
     return _Channels(group, made)
+
+
+def _evaluated(eqn, inputs, shape):
+    """What an equation makes of values in place of its operands."""
+    operands = [
+        jnp.broadcast_to(jnp.asarray(value.value, atom.aval.dtype), shape)
+        for value, atom in zip(inputs, eqn.invars)
+    ]
+    return eqn.primitive.bind(*operands, **eqn.params)
 
 
 def _along_other_axes(name: str, params, inputs, shape, new_shape):

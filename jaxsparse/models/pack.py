@@ -96,7 +96,8 @@ def _without_idle_channels(given) -> tuple[Any, dict[str, str]]:
 def _is_same_outside(channels: Channels, smaller) -> bool:
     """Whether a model without channels still does the same around its layers."""
     try:
-        return Channels(smaller.program(), smaller.weights()[0]).outside == channels.outside
+        found = Channels(smaller.program(), smaller.weights()[0], with_values=False)
+        return found.outside == channels.outside
     except Exception:  # of the user's code, which has a size written into it
         return False
 

@@ -17,7 +17,7 @@ from jaxsparse.models import linen as substitution
 from jaxsparse.models.channels import Kept, Weight
 from jaxsparse.models.linen import Seen, Substituted, at, layers_with_weights, stored_at, with_value
 from jaxsparse.models.program import Program
-from jaxsparse.models.smaller import taken
+from jaxsparse.models.smaller import some, taken
 from jaxsparse.models.summary import Summary, packed_row
 
 
@@ -56,7 +56,7 @@ class Whole:
         """The same with fewer channels, and with kernels that are whole."""
         leaves, tree = jax.tree.flatten(self._unpacked)
         for index, keep in kept.leaves.items():
-            leaves[index] = leaves[index][..., keep]
+            leaves[index] = some(leaves[index], keep)
         variables, changed = dict(jax.tree.unflatten(tree, leaves)), []
         old = {layer.path: layer for layer in substitution.substituted_in(self.model)}
         for name in dict.fromkeys((*kept.inputs, *kept.outputs)):
@@ -95,7 +95,7 @@ class Whole:
         )
         new = {"kernel": meta.replace_boxed(own["kernel"], kernel)}
         if outputs is not None and "bias" in own:
-            bias = meta.unbox(own["bias"])[outputs]
+            bias = some(meta.unbox(own["bias"]), outputs)
             new["bias"] = meta.replace_boxed(own["bias"], bias)
         for name, value in new.items():
             variables["params"] = with_value(variables["params"], path, name, value)

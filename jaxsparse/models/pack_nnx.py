@@ -14,7 +14,7 @@ from jaxsparse.layers import kernel as kernels
 from jaxsparse.models import nnx as substitution
 from jaxsparse.models.channels import Kept, Weight
 from jaxsparse.models.program import Program
-from jaxsparse.models.smaller import taken
+from jaxsparse.models.smaller import some, taken
 from jaxsparse.models.summary import Summary, packed_row
 from jaxsparse.nnx.sparsity import SparseKernel, Sparsity
 
@@ -50,7 +50,7 @@ class Whole:
         graph, state = nnx.split(sparse.unpack(self.model))
         leaves, tree = jax.tree.flatten(state)
         for index, keep in kept.leaves.items():
-            leaves[index] = leaves[index][..., keep]
+            leaves[index] = some(leaves[index], keep)
         model, dense = nnx.merge(graph, jax.tree.unflatten(tree, leaves)), {}
         for path, layer in substitution.layers(model):
             if path in kept.inputs or path in kept.outputs:
@@ -122,7 +122,7 @@ def _take(layer, inputs, outputs) -> None:
     if is_ours:
         layer.sparsity = nnx.data(None) if pattern is None else Sparsity(pattern)
     if outputs is not None and layer.bias is not None:
-        layer.bias = layer.bias.copy(layer.bias.get_value()[outputs])
+        layer.bias = layer.bias.copy(some(layer.bias.get_value(), outputs))
     layer.in_features, layer.out_features = (kernel.shape[axis] for axis in axes)
     if not isinstance(layer, nnx.Linear):
         layer.kernel_shape = kernel.shape

@@ -36,6 +36,14 @@ def taken(kernel, pattern: Pattern | None, axes: tuple[int, int], inputs, output
     return small, (new if new.density < 1 else None)
 
 
+def some(array, keep):
+    """The entries of the last axis for which `keep` is true.
+
+    On the host, as XLA would compile programs for each size; in the dtype of the array.
+    """
+    return as_jax(np.asarray(array)[..., keep])
+
+
 def _renumbered(order, keep):
     """An order of outputs without those that go; what is no output goes, too."""
     order = order[order < keep.size]
