@@ -89,7 +89,7 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         call: keyword arguments of that call, or of `apply`.
     """
     seen = modules(model, variables, sample, call)
-    old = substituted_in(model)
+    old = {layer.path: layer for layer in substituted_in(model)}
     params, patterns, new, rows = variables["params"], variables.get(COLLECTION, {}), [], []
     for path, weights in layers_with_weights(variables):
         name, module = "/".join(path), seen.get(path)
@@ -130,12 +130,13 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         boxed = meta.replace_boxed(boxed, masked(kernel, pattern, mask))
         params = with_value(params, path, "kernel", boxed)
         patterns = with_value(patterns, path, "pattern", jax.tree.map(jax.numpy.asarray, pattern))
-        new.append(Substituted(path, **options_of(rule)))
+        layer = old.get(path, Substituted(path))
+        new.append(dataclasses.replace(layer, has_pattern=True, **options_of(rule)))
         rows.append(row(str(pattern.format), pattern.density, str(rule)))
     rules.check_all_used()
     result = {**variables, "params": params, COLLECTION: patterns}
     result = freeze(result) if isinstance(variables, FrozenDict) else result
-    model = _sparse_model(model, (*old, *new))
+    model = with_layers(model, new)
     _trace(model, result, sample, call)  # a layer that does not meet its pattern raises
     return model, result, Summary(tuple(rows))
 

@@ -455,8 +455,13 @@ def test_linen_models_lose_channels(linen_images, given):
     assert {row.path for row in js.report(smaller, new, x)} == set(sizes(summary))
     again = js.pack(smaller, new, x, remove_empty=True)[2]
     assert sizes(again) == sizes(summary)
-    with pytest.raises(ValueError, match="densify: .*out of which pack took channels"):
-        js.densify(smaller, new)
+    sparse, sparse_variables, _ = js.sparsify(
+        smaller, js.Rule(".*", "unstructured", sparsity=0.5), new, x
+    )
+    sparse, sparse_variables, _ = js.pack(sparse, sparse_variables, x, remove_empty=True)
+    for one in ((smaller, new), (sparse, sparse_variables)):
+        with pytest.raises(ValueError, match="densify: .*out of which pack took channels"):
+            js.densify(*one)
 
 
 # Bad input ----------------------------------------------------------------------------------------
