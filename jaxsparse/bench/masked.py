@@ -29,7 +29,7 @@ class Case:
         role: forward, input_grad, weight_grad, all three ("step"), or "detection", which is to find
             out what is zero, against the dense convolution.
         kind: of zeros: whole "places" or single "numbers", at random.
-        zeros: the share of them.
+        zeros: the share of them; with none, the rival is what the op runs then, XLA's convolution.
         goal: how many times faster than the best dense op to be, if a goal is set.
         variant: "" looks for zeros; "mask" is given the places; "submanifold" is too, and computes
             results only there; "masked" has the gradient of active places only.
@@ -150,11 +150,11 @@ def measure_case(case: Case, seconds: float = 1.0) -> conv.Row:
 
     samples = measure.interleaved(functions, seconds=seconds)
     medians = {name: statistics.median(times) for name, times in samples.items()}
-    rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__)
+    rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__) if case.zeros else "xla"
     ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
     positions = definition.positions(problem, x.shape, y.shape)
-    is_product = case.role != "detection"
+    products = 0 if case.role == "detection" else len(roles)
     return conv.Row(
         problem=str(problem),
         role=" ".join(filter(None, (case.role, case.variant))),
@@ -166,13 +166,7 @@ def measure_case(case: Case, seconds: float = 1.0) -> conv.Row:
         ratio=measure.median_ratio(samples, rival, "sparse"),
         spread=(quartiles[0], quartiles[2]),
         warm=measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
-        gflops=is_product
-        * len(roles)
-        * 2e-9
-        * (1 - case.zeros)
-        * positions
-        * w.size
-        / medians["sparse"],
+        gflops=2e-9 * products * (1 - case.zeros) * positions * w.size / medians["sparse"],
         goal=case.goal,
     )
 

@@ -35,10 +35,13 @@ def measure(table: dict, compare: Callable, report: Callable[[str], None], only:
         if only not in (label := f"{name} {dtype} {shape_class}"):
             continue
         roles = ("forward", "weight_grad") if kind == "places" else ("forward",)
+        problems = [
+            functools.partial(_functions, dtype, taps, stride, kind, role, size)
+            for role, size in itertools.product(roles, sizes)
+        ]
 
-        def pays(share, layer=(dtype, taps, stride, kind), sizes=sizes, roles=roles):
-            problems = itertools.product(roles, sizes)
-            return all(compare(*_functions(*layer, *each, share)) >= 1 for each in problems)
+        def pays(share, problems=problems):
+            return all(compare(*functions(share)) >= 1 for functions in problems)
 
         table.setdefault(name, {}).setdefault(dtype, {})[shape_class] = highest(pays)
         report(f"{label}: {table[name][dtype][shape_class]}")

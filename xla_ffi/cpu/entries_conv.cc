@@ -12,9 +12,10 @@
 namespace jaxsparse::cpu {
 namespace {
 
-// What is multiplied in one pass over a row: some taps, some channels and some strips of results.
+// What is multiplied in one pass over a row: some taps, some channels and some strips of results,
+// of so many vectors.
 struct Pass {
-  int64_t tap_rows, channels, strips;
+  int64_t vectors, tap_rows, channels, strips;
 };
 
 // The lists of a row of places, and the joined ones of all rows.
@@ -42,25 +43,30 @@ constexpr int64_t kWeightsInL1 = 36 << 10, kWeightsInL2 = 640 << 10;
 // Targets of a piece: their sums and the lists of their sources stay in L2.
 constexpr int64_t kPlacesPerPiece = 512;
 
-int64_t VectorsFor(int64_t channels, int64_t lanes) {
-  const int64_t vectors = CeilDiv(channels, lanes);
-  if (vectors % 8 == 0) return 8;
-  return vectors > 2 ? 4 : vectors;
+// A pass whose weights take up to so many bytes, with strips of up to so many vectors.
+Pass Fitting(const PlacesConv& p, int64_t bytes, bool by_rows, int64_t most_vectors,
+             int64_t channels, int64_t target_channels, const EntryTiles& entries) {
+  const int64_t vectors = CeilDiv(target_channels, entries.lanes);
+  Pass pass;
+  pass.vectors = vectors % most_vectors == 0 ? most_vectors : vectors > 2 ? 4 : vectors;
+  pass.tap_rows = by_rows ? 1 : p.num_taps() / p.kernel[2];
+  pass.strips = by_rows ? 1 : CeilDiv(vectors, pass.vectors);
+  const int64_t of_channel =
+      pass.tap_rows * p.kernel[2] * pass.strips * pass.vectors * entries.lanes * entries.sum_bytes;
+  // Blocks of channels that are equal to 16.
+  const int64_t blocks = CeilDiv(channels, std::max<int64_t>(16, bytes / of_channel / 16 * 16));
+  pass.channels = std::min(channels, CeilDiv(CeilDiv(channels, blocks), int64_t{16}) * 16);
+  return pass;
 }
 
 // Longer passes load and store sums less often, and end fewer lists; weights come faster from L1,
-// about one vector a cycle and a half, than from L2.
-Pass PassFor(const PlacesConv& p, double nonzero_share, int64_t channels, int64_t strips,
-             int64_t weight_bytes) {
-  const int64_t row_taps = p.kernel[2], tap_rows = p.num_taps() / row_taps;
-  const auto fitting = [&](int64_t bytes, int64_t taps) {
-    const int64_t fits = bytes / (taps * weight_bytes) / 16 * 16;
-    return std::min(channels, std::max<int64_t>(16, fits));
-  };
-  const Pass in_l1 = {1, fitting(kWeightsInL1, row_taps), 1};
-  const Pass in_l2 = {tap_rows, fitting(kWeightsInL2, p.num_taps() * strips), strips};
+// about one vector a cycle and a half, than from L2. In L1, narrow strips leave room for channels.
+Pass PassFor(const PlacesConv& p, double nonzero_share, int64_t channels, int64_t target_channels,
+             const EntryTiles& entries) {
+  const Pass in_l1 = Fitting(p, kWeightsInL1, true, 4, channels, target_channels, entries);
+  const Pass in_l2 = Fitting(p, kWeightsInL2, false, 8, channels, target_channels, entries);
   // Measured with 64 and 128 channels: L2 is faster at 14 entries, L1 at 24.
-  return nonzero_share * in_l1.channels * row_taps < 20 ? in_l2 : in_l1;
+  return nonzero_share * in_l1.channels * p.kernel[2] < 20 ? in_l2 : in_l1;
 }
 
 }  // namespace
@@ -84,12 +90,11 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
   const int64_t channels = given.from_x ? p.in : p.out;
   const int64_t target_channels = given.from_x ? p.out : p.in;
   const int64_t taps = p.num_taps(), row_taps = p.kernel[2], tap_rows = taps / row_taps;
-  const int64_t vectors = VectorsFor(target_channels, entries.lanes);
-  const int64_t width = vectors * entries.lanes, strips = CeilDiv(target_channels, width);
-  const int64_t weight_bytes = width * entries.sum_bytes;
   const double numbers = static_cast<double>(p.batch * NumPlaces(source_space) * channels);
   const Pass pass =
-      PassFor(p, given.nonzeros / std::max(1.0, numbers), channels, strips, weight_bytes);
+      PassFor(p, given.nonzeros / std::max(1.0, numbers), channels, target_channels, entries);
+  const int64_t width = pass.vectors * entries.lanes, strips = CeilDiv(target_channels, width);
+  const int64_t weight_bytes = width * entries.sum_bytes;
   const int64_t blocks = CeilDiv(channels, pass.channels);
 
   // panel [strip][row of taps][tap of the row][channel][width], and [width] zeros after each row
@@ -218,7 +223,7 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
             product.weights = panel + strip * strip_bytes + b * pass.channels * weight_bytes;
             product.strips = pass.strips;
             product.strip_bytes = strip_bytes;
-            product.vectors = vectors;
+            product.vectors = pass.vectors;
             product.cols = target_channels - strip * width;
             product.sums = sums + ((row - begin) * row_width * target_channels + strip * width) *
                                       entries.sum_bytes;
