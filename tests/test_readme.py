@@ -3,12 +3,13 @@
 import pathlib
 import re
 
-from machine import run_python
+from machine import need, run_python
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 def test_functions_layers_models_and_checks_run_as_printed(tmp_path):
+    need("cpu_kernels")
     call, layer, model, look, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert all(len(piece.splitlines()) <= 30 for piece in (call, layer, model, look))
     look = look.replace("budget_s=20", "budget_s=2")  # of seconds that this test would take
