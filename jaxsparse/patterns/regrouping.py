@@ -255,9 +255,9 @@ def regroup_by_cost(
 
     Args:
         w: as for `regroup`.
-        keep: for mask form: the share of non-zero weights that must lie in blocks, from 0 to 1. A
-            group then takes inputs, the most used ones first, until that is so, and the width is
-            that of least cost without a residual.
+        keep: for mask form: the share of each group's non-zero weights that must lie in blocks,
+            from 0 to 1. A group takes inputs, the most used ones first, until that is so, and the
+            width is that of least cost without a residual.
         costs: by the width, what a strip of so many outputs costs, and for "dense", what a weight
             costs in the dense op; in single weights. By default as measured on one machine.
         widths: from which to choose.
@@ -288,7 +288,7 @@ def regroup_by_cost(
         order = similar_outputs(used.astype(np.float32), width)
         members = [order[i : i + width] for i in range(0, len(order), width)]
         counts = np.stack([matrix[:, m].sum(1) for m in members], 1) if members else matrix[:, :0]
-        chosen = counts > costs[width] if keep is None else _most_used(counts, keep * total)
+        chosen = counts > costs[width] if keep is None else _most_used(counts, keep)
         outside = total - counts[chosen].sum() if keep is None else 0
         cost = costs[width] * chosen.sum() + outside
         if cost < least:
@@ -302,14 +302,19 @@ def regroup_by_cost(
     return _made(shape, groups, [order], width, {**predicted, "regrouped": least})
 
 
-def _most_used(counts: np.ndarray, needed: float) -> np.ndarray:
-    """The fewest strips, the most used ones, that hold so many weights; on ties the first ones."""
-    order = np.argsort(-counts, axis=None, kind="stable")
-    held = np.cumsum(counts.ravel()[order])
-    number = int(np.searchsorted(held, needed - 1e-9 * max(1.0, needed))) + 1 if needed > 0 else 0
-    chosen = np.zeros(counts.size, bool)
-    chosen[order[:number]] = True
-    return chosen.reshape(counts.shape)
+def _most_used(counts: np.ndarray, keep: float) -> np.ndarray:
+    """Of each group the fewest strips, the most used ones, that hold this share of its weights.
+
+    On ties the first ones. Not of all groups together: strips of a short last group hold few
+    weights, so all of them would go, and with them all that its outputs are made of.
+    """
+    order = np.argsort(-counts, axis=0, kind="stable")
+    held = np.cumsum(np.take_along_axis(counts, order, 0), axis=0)
+    totals = counts.sum(0)
+    needed = keep * totals - 1e-9 * np.maximum(1.0, keep * totals)
+    chosen = np.zeros(counts.shape, bool)
+    np.put_along_axis(chosen, order, np.vstack([0 * totals, held])[:-1] < needed, 0)
+    return chosen
 
 
 def _inputs_by_width(rows: np.ndarray, width_factor: float) -> np.ndarray:

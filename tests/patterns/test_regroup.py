@@ -180,10 +180,21 @@ class TestByCost:
         )
 
     @pytest.mark.parametrize("keep", [0, 0.3, 1])
-    def test_as_much_is_kept_as_was_asked_for_and_no_strip_more(self, keep, rng):
-        mask = rng.random((60, 32)) < 0.2
+    def test_each_group_keeps_as_much_as_was_asked_for_and_no_strip_more(self, keep, rng):
+        mask = rng.random((60, 32)) < np.linspace(0.05, 0.5, 32)
         found = patterns.regroup_by_cost(mask, keep=keep, widths=(8,))
-        assert keep <= found.kept(mask) <= keep + 8 / mask.sum()
+        for outputs in found.order.reshape(-1, 8):
+            wanted = keep * mask[:, outputs].sum()
+            strips = (mask & found.mask())[:, outputs].sum(1)
+            assert wanted <= strips.sum()
+            assert strips.sum() - strips[strips > 0].min(initial=8) < wanted
+
+    def test_the_outputs_of_a_short_last_group_are_not_dropped(self, rng):
+        # Strips of two outputs hold less than any of eight: by number all of them would go.
+        mask = rng.random((128, 10)) < 0.5
+        found = patterns.regroup_by_cost(mask, keep=0.75, widths=(8,))
+        last = found.order[8:]
+        assert (mask & found.mask())[:, last].sum() >= 0.75 * mask[:, last].sum()
 
 
 HOT = {37.5: (1.0, 1 / 6), 31: (0.93, 0.103), 19: (0.65, 0.037), 9: (0.36, 0.0), 5: (0.2, 0.0)}
