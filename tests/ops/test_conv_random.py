@@ -7,52 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from machine import need
+from random_convs import problems, quiet
 
 import jaxsparse as js
 from jaxsparse.problems import ConvProblem
 
-
-@st.composite
-def problems(draw):
-    """Any convolution with few and small numbers."""
-    rank = draw(st.integers(1, 3))
-    each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(rank))
-    largest = {1: 9, 2: 5, 3: 3}[rank]
-    space, kernel = each(1, largest), each(1, min(4, largest))
-    strides, dilation = each(1, 3), each(1, 2)
-    groups = draw(st.sampled_from([1, 1, 2, 3]))
-    features = tuple(groups * draw(st.integers(1, 4)) for _ in range(2))
-    transposed = draw(st.booleans())
-    if draw(st.booleans()):
-        padding = draw(st.sampled_from(["SAME", "VALID"]))
-    else:
-        padding = tuple(
-            (draw(st.integers(-1, 3)), draw(st.integers(-1 if n > 1 else 0, 3)))
-            if n > 2
-            else (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
-            for n in space
-        )
-    return ConvProblem(
-        f"random{draw(st.integers(0, 10**6))}",
-        space,
-        kernel,
-        features,
-        strides,
-        padding,
-        dilation,
-        groups,
-        transposed,
-        batch=draw(st.sampled_from([(), (1,), (3,), (2, 2)])),
-        sparsity=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
-    )
-
-
 formats = st.sampled_from(["unstructured", "grouped:2", "grouped:8", "1x1", "3x2", "8x8"])
-quiet = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 
 
 def value_and_gradients(layer, dtype, path):

@@ -485,6 +485,32 @@ def test_nan_and_infinity_at_active_places_propagate_as_in_the_dense_op(path):
         np.testing.assert_array_equal(ours, js.conv(spoiled, w))
 
 
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan])
+def test_check_knows_that_what_is_skipped_multiplies_nothing(bad):
+    need("cpu_kernels")
+    layer = Layer("2d", active=0.2)
+    x, w, _ = layer.arrays()
+    x, w = x.at[0].set(0), w.at[0, 0, 0, 0].set(bad)  # a sample without anything
+    with js.check() as checked:
+        y = layer.op(x, w, threshold=0)
+    assert not jnp.isnan(y[0]).any()
+    assert jnp.isnan(layer.op(x, w, implementation="dense")[0]).any()
+    assert any(row.way == "ffi" and row.runs for row in checked.rows)
+    assert not checked.bad
+
+
+def test_check_finds_a_wrong_result_of_a_sparse_input(monkeypatch):
+    need("cpu_kernels")
+    from jaxsparse.ops import masked
+
+    layer = Layer("2d", active=0.2)
+    x, w, _ = layer.arrays()
+    run = masked.nonzeros  # a place that counts as zero though it is not
+    monkeypatch.setattr(masked, "nonzeros", lambda x: run(x).at[0].set(0))
+    with pytest.raises(ArithmeticError, match="masked_conv_forward"), js.check():
+        layer.op(x, w, threshold=0)
+
+
 # Bad input ----------------------------------------------------------------------------------------
 
 X, W = jnp.ones((2, 7, 6, 4)), jnp.ones((3, 3, 4, 5))
