@@ -32,12 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
             "resnet",
             "scaling",
             "overhead",
+            "pruning",
             "regroup",
             "sparsify",
         ],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
         "convolutions of sparse inputs; a whole ResNet-50; two cores against one; costs besides "
-        "arithmetic; what regrouping stores; how long substitution takes",
+        "arithmetic; training steps with RigL; what regrouping stores; how long substitution takes",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -197,6 +198,10 @@ def _bench(options) -> int:
         from jaxsparse.bench import sparsify  # needs Flax
 
         rows = sparsify.run(options.quick, options.only)
+    elif options.what == "pruning":
+        from jaxsparse.bench import pruning  # needs optax
+
+        rows = pruning.run(*common)
     elif options.what == "resnet":
         from jaxsparse.bench import resnet  # needs Flax
 
