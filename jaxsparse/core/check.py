@@ -131,6 +131,9 @@ class Check:
         if set(ways) == {"xla"}:
             self._add(Compared(name, member.name, "none", why))
             return result
+        if choice.path == "ffi" and member.family.choose:
+            with modes.set_to(mode="sparse"):  # not what was decided, which may be XLA's op
+                ways["ffi"] = by("ffi")
         expected = ways.get("xla") or by("xla")
         (kind,) = context.avals_out
         avals = (*context.avals_in, kind, kind)
@@ -217,8 +220,11 @@ def _errors(member, spec, n_group, operands, got, expected, relative):
         return jnp.where(same, 0, jnp.where(jnp.isnan(off), jnp.inf, off)).astype(jnp.float32)
 
     def with_special_values():
-        is_skipped = (lambda a: a == 0) if member.family.choose else jnp.zeros_like
-        ones = [1 - is_skipped(a).astype(a.dtype) for a in operands[:count]]
+        sparse_input = spec.source if member.family.choose else None
+        ones = [
+            (a != 0).astype(a.dtype) if kind.name == sparse_input else jnp.ones_like(a)
+            for kind, a in zip(member.operands, operands[:count], strict=True)
+        ]
         special = [(~jnp.isfinite(a)).astype(a.dtype) for a in operands[:count]]
         met = sum(run(*ones[:i], special[i], *ones[i + 1 :], *indices) for i in range(count))
         of_finite = jnp.where(met > 0, jnp.inf, apart(run(*finite, *indices)))

@@ -84,7 +84,7 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         if (planned := setting.plan.path_of(key)) is not None:
             return Choice(*planned)
     if member.family.choose:
-        return member.family.choose(member, spec)
+        return member.family.choose(member, spec, dtype.name)
     dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype, platforms[0])
 

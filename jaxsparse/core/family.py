@@ -62,8 +62,8 @@ class Family:
             BATCHED, else STORED or WHOLE. The first is STORED where any is.
         dense: as `reference`, and may call members of other families: what runs where handlers
             exist and do not pay. The reference if None.
-        choose: `choose(member, spec)`, the Choice of an op that decides when it runs, in `compute`;
-            None where the density decides, before that.
+        choose: `choose(member, spec, dtype)`, the Choice of an op that decides when it runs, in
+            `compute`; None where the density decides, before that.
     """
 
     def __init__(

@@ -82,6 +82,11 @@ def input_macs(
     """
     x = jnp.asarray(x)
     kernel_shape = tuple(map(int, kernel_shape))
+    if x.ndim != len(kernel_shape):
+        raise ValueError(
+            f"input_macs: x is [batch, *space, in] and has as many axes as the kernel, got "
+            f"x.shape={x.shape} and kernel_shape={kernel_shape}."
+        )
     taps, groups = math.prod(kernel_shape[:-2]), feature_group_count
     op = conv_transpose if transposed else conv
     options = {**geometry, "transpose_kernel": transpose_kernel} if transposed else geometry

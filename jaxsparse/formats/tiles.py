@@ -72,7 +72,8 @@ def activation_tiles(
         capacity: how many tiles there is room for: needed inside `jit`. None: as many as there are.
 
     Raises:
-        ValueError: an `x` without space, sizes that are not positive, no capacity inside `jit`.
+        ValueError: an `x` without space, sizes that are not positive ints, a capacity that is no
+            number of tiles, none inside `jit`.
     """
     x = jnp.asarray(x)
     rank = x.ndim - 2
@@ -80,13 +81,18 @@ def activation_tiles(
         raise ValueError(
             f"activation_tiles: x is [batch, *space, channels], got x.shape={x.shape}."
         )
-    sizes = (block,) * rank if isinstance(block, (int, np.integer)) else tuple(block)
-    if len(sizes) != rank or any(size < 1 for size in sizes):
+    is_size = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool)
+    sizes = tuple(block) if isinstance(block, Sequence) else (block,) * rank
+    if len(sizes) != rank or not all(is_size(size) and size > 0 for size in sizes):
         raise ValueError(
             f"activation_tiles: block is a positive int, or one for each of {rank} axes of space, "
             f"got block={block!r}."
         )
     sizes = tuple(map(int, sizes))
+    if capacity is not None and not (is_size(capacity) and capacity >= 0):
+        raise ValueError(
+            f"activation_tiles: capacity counts tiles, an int from 0 on, or None, got {capacity!r}."
+        )
     if capacity is None and isinstance(x, Tracer):
         raise ValueError(
             "activation_tiles: inside jit the number of tiles must be known, got capacity=None. "

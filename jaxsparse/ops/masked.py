@@ -138,7 +138,7 @@ def _reference(spec: MaskedSpec, x, w, *places):
     return _at_active(_dense(spec, _at_active(x, given.get("x")), w), given.get("y"))
 
 
-def _choose(member, spec: MaskedSpec) -> dispatch.Choice:
+def _choose(member, spec: MaskedSpec, dtype: str) -> dispatch.Choice:
     if not _is_sparse(member.result.name, spec):
         return dispatch.Choice("dense", "a gradient that is wanted everywhere skips nothing")
     if spec.is_strict:
@@ -146,7 +146,7 @@ def _choose(member, spec: MaskedSpec) -> dispatch.Choice:
     if spec.threshold is not None:
         share = f"from {float(spec.threshold):.4g} zeros on"
     else:
-        limits = _break_even("float32", spec)
+        limits = _break_even(dtype, spec)
         share = f"up to {limits[0]:.2g} active places"
         if member.result.name != "w":
             share += f" or {limits[1]:.2g} nonzeros"

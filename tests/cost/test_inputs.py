@@ -52,3 +52,8 @@ def test_the_report_names_every_sample():
     lines = str(js.input_macs(sparse_input(), (3, 3, 4, 6))).splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
     assert lines[3].split()[1] == "0"
+
+
+def test_more_than_one_batch_axis_is_refused():
+    with pytest.raises(ValueError, match="as many axes as the kernel"):
+        js.input_macs(np.ones((2, 3, 5, 4, 4)), (3, 3, 4, 6))

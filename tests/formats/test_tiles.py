@@ -66,6 +66,10 @@ def test_tiles_of_nothing_are_none():
         (lambda: js.activation_tiles(jnp.ones((3, 4))), "x.shape"),
         (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=0), "block=0"),
         (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=(2,)), "2 axes"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=(2.5, 2)), "2.5"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), block=True), "block=True"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), capacity=-1), "capacity counts"),
+        (lambda: js.activation_tiles(jnp.ones((1, 4, 4, 1)), capacity=2.0), "capacity counts"),
         (lambda: jax.jit(js.activation_tiles)(jnp.ones((1, 4, 4, 1))), "capacity"),
     ],
 )

@@ -1,6 +1,7 @@
 """Ops on sparse inputs equal the dense definition, whatever is skipped and whoever decides it."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -370,6 +371,16 @@ def test_explain_says_by_what_it_is_decided():
     assert "nonzeros" not in measured["masked_conv_weight_grad"]
 
 
+def test_ops_and_layers_have_one_default_threshold():
+    from jaxsparse import linen, nnx
+
+    makers = (js.masked_conv, js.masked_conv_transpose, js.masked_matmul)
+    makers += (nnx.MaskedConv, nnx.MaskedConvTranspose, linen.MaskedConv, linen.MaskedConvTranspose)
+    makers = [maker.__init__ if isinstance(maker, type) else maker for maker in makers]
+    parameters = [inspect.signature(maker).parameters["threshold"] for maker in makers]
+    assert {parameter.default for parameter in parameters} == {None}
+
+
 def test_a_weight_gradient_whose_kernel_skips_no_single_zeros_is_not_decided_by_them(rng):
     need("cpu_kernels")
     x = jnp.float32(with_zeros(0.95, rng, (2, 10, 10, 64)))  # of every place something is left
@@ -497,6 +508,35 @@ def test_check_knows_that_what_is_skipped_multiplies_nothing(bad):
     assert jnp.isnan(layer.op(x, w, implementation="dense")[0]).any()
     assert any(row.way == "ffi" and row.runs for row in checked.rows)
     assert not checked.bad
+
+
+def test_check_compares_the_kernel_where_there_are_too_few_zeros_too(monkeypatch):
+    need("cpu_kernels")
+    from jaxsparse.ops import masked
+
+    layer = Layer("2d")
+    x, w, _ = layer.arrays()
+    run = masked.nonzeros
+    monkeypatch.setattr(masked, "nonzeros", lambda x: run(x).at[0].set(0))
+    y = jax.jit(lambda x, w: layer.op(x, w, threshold=1))(x, w)
+    oracle.equal_exactly(y, layer.definition(layer.x, layer.w, layer.g)[0])  # XLA's op ran
+    with pytest.raises(ArithmeticError, match="masked_conv_forward"), js.check():
+        layer.op(x, w, threshold=1)
+
+
+def test_check_forgives_no_infinity_that_meets_a_zero_of_the_kernel(monkeypatch):
+    need("cpu_kernels")
+    from jaxsparse.ops import masked
+
+    layer = Layer("2d", active=1)
+    x, w, _ = layer.arrays()
+    x, w = x.at[0, 3, 3, 0].set(jnp.inf), w.at[:, :, 0].set(0)  # NaN in the dense op
+    with js.check():
+        layer.op(x, w, threshold=0)
+    run = masked.nonzeros
+    monkeypatch.setattr(masked, "nonzeros", lambda x: run(x).at[0, 3, 3].set(0))
+    with pytest.raises(ArithmeticError, match="masked_conv_forward"), js.check():
+        layer.op(x, w, threshold=0)
 
 
 def test_check_finds_a_wrong_result_of_a_sparse_input(monkeypatch):
