@@ -384,9 +384,9 @@ def test_ops_and_layers_have_one_default_threshold():
 def test_a_weight_gradient_whose_kernel_skips_no_single_zeros_is_not_decided_by_them(rng):
     need("cpu_kernels")
     x = jnp.float32(with_zeros(0.95, rng, (2, 10, 10, 64)))  # of every place something is left
-    w = jnp.ones((3, 3, 64, 5))
+    w = jnp.ones((3, 3, 64, 64))
     with js.decisions() as taken:
-        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 5)))
+        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 64)))
     assert {d.member: d.is_sparse for d in taken} == {
         "masked_conv_forward": True,
         "masked_conv_weight_grad": False,
