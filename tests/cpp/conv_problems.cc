@@ -7,23 +7,30 @@
 #include <random>
 
 namespace jaxsparse::testing {
+
+ConvWindow WindowOf(const ConvShape& s) {
+  ConvWindow window;
+  window.x_space = s.x_space;
+  window.y_space = s.y_space;
+  window.kernel = s.kernel;
+  window.strides = s.strides;
+  window.low = s.low;
+  window.dilation = s.dilation;
+  window.feature_groups = s.feature_groups;
+  window.mirrored = s.mirrored;
+  window.batch = s.batch;
+  window.in = s.in;
+  window.out = s.out;
+  return window;
+}
+
 namespace {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 SparseConv Sizes(const ConvShape& s) {
   SparseConv args;
-  args.x_space = s.x_space;
-  args.y_space = s.y_space;
-  args.kernel = s.kernel;
-  args.strides = s.strides;
-  args.low = s.low;
-  args.dilation = s.dilation;
-  args.feature_groups = s.feature_groups;
-  args.mirrored = s.mirrored;
-  args.batch = s.batch;
-  args.in = s.in;
-  args.out = s.out;
+  static_cast<ConvWindow&>(args) = WindowOf(s);
   if (s.block_in > 0) {
     args.format = WeightFormat::kBlocks;
     args.block_in = s.block_in;

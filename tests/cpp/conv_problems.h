@@ -31,6 +31,7 @@ struct ConvShape {
   ConvShape Blocks(int64_t block_in, int64_t block_out) const;
 };
 std::string Name(const ConvShape& shape);
+ConvWindow WindowOf(const ConvShape& shape);
 
 // A square window over images, whose results are as many places as it has if stride is 1.
 ConvShape Conv2d(int64_t batch, int64_t size, int64_t in, int64_t out, int64_t taps,

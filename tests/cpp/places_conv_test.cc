@@ -75,17 +75,7 @@ class PlacesProblem {
  private:
   static PlacesConv Args(const ConvShape& shape) {
     PlacesConv args;
-    args.x_space = shape.x_space;
-    args.y_space = shape.y_space;
-    args.kernel = shape.kernel;
-    args.strides = shape.strides;
-    args.low = shape.low;
-    args.dilation = shape.dilation;
-    args.feature_groups = shape.feature_groups;
-    args.mirrored = shape.mirrored;
-    args.batch = shape.batch;
-    args.in = shape.in;
-    args.out = shape.out;
+    static_cast<ConvWindow&>(args) = WindowOf(shape);
     return args;
   }
 

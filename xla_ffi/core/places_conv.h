@@ -23,14 +23,7 @@
 
 namespace jaxsparse {
 
-struct PlacesConv {
-  // The window.
-  Space x_space = {1, 1, 1}, y_space = {1, 1, 1};
-  Space kernel = {1, 1, 1}, strides = {1, 1, 1}, low = {0, 0, 0}, dilation = {1, 1, 1};
-  int64_t feature_groups = 1;
-  bool mirrored = false;
-  int64_t batch = 0, in = 0, out = 0;
-
+struct PlacesConv : ConvWindow {
   // Flat group of each array for each group of the result. An array without groups has zeros.
   std::vector<int64_t> x_group, w_group, y_group, x_counts_group, y_counts_group;
 
@@ -42,9 +35,6 @@ struct PlacesConv {
   const int32_t* y_counts = nullptr;
 
   int64_t num_groups() const { return static_cast<int64_t>(x_group.size()); }
-  int64_t num_taps() const { return NumPlaces(kernel); }
-  int64_t depth() const { return (mirrored ? out : in) / feature_groups; }
-  int64_t channels() const { return mirrored ? in : out; }
 };
 
 }  // namespace jaxsparse

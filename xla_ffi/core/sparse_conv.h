@@ -42,14 +42,21 @@ inline int64_t NumPlaces(const Space& space) { return space[0] * space[1] * spac
 
 enum class WeightFormat { kColumns, kBlocks };
 
-struct SparseConv {
-  // The window.
+// What every convolution has: its window, and the sizes of x, y and w.
+struct ConvWindow {
   Space x_space = {1, 1, 1}, y_space = {1, 1, 1};
   Space kernel = {1, 1, 1}, strides = {1, 1, 1}, low = {0, 0, 0}, dilation = {1, 1, 1};
   int64_t feature_groups = 1;
   bool mirrored = false;
   int64_t batch = 0, in = 0, out = 0;
 
+  int64_t num_taps() const { return NumPlaces(kernel); }
+  // Of the weights as they are stored.
+  int64_t channels() const { return mirrored ? in : out; }
+  int64_t depth() const { return (mirrored ? out : in) / feature_groups; }
+};
+
+struct SparseConv : ConvWindow {
   // The stored weights.
   WeightFormat format = WeightFormat::kColumns;
   int64_t capacity = 0;
@@ -67,10 +74,6 @@ struct SparseConv {
   const int32_t* order = nullptr;   // of blocks, their columns; null for columns without an order
 
   int64_t num_groups() const { return static_cast<int64_t>(x_group.size()); }
-  int64_t num_taps() const { return NumPlaces(kernel); }
-  // Of the stored weights.
-  int64_t channels() const { return mirrored ? in : out; }
-  int64_t depth() const { return (mirrored ? out : in) / feature_groups; }
   int64_t grid_rows() const { return (num_taps() * depth() + block_in - 1) / block_in; }
   int64_t grid_cols() const { return (channels() + block_out - 1) / block_out; }
   // Of one group: numbers in `order`, and stored weights.

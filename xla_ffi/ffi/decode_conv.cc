@@ -20,39 +20,38 @@ std::string Listed(const char* name, const ffi::Span<const int64_t>& numbers) {
 
 }  // namespace
 
-Status ReadWindow(const ConvAttributes& window, SparseConv* problem) {
-  const size_t ndim = window.kernel.size();
-  const std::string all = Listed("kernel", window.kernel) + ", " +
-                          Listed("strides", window.strides) + ", " +
-                          Listed("padding_low", window.padding_low) + ", " +
-                          Listed("kernel_dilation", window.kernel_dilation);
-  if (ndim < 1 || ndim > 3 || window.strides.size() != ndim || window.padding_low.size() != ndim ||
-      window.kernel_dilation.size() != ndim)
+Status ReadWindow(const ConvAttributes& given, ConvWindow* window) {
+  const size_t ndim = given.kernel.size();
+  const std::string all = Listed("kernel", given.kernel) + ", " + Listed("strides", given.strides) +
+                          ", " + Listed("padding_low", given.padding_low) + ", " +
+                          Listed("kernel_dilation", given.kernel_dilation);
+  if (ndim < 1 || ndim > 3 || given.strides.size() != ndim || given.padding_low.size() != ndim ||
+      given.kernel_dilation.size() != ndim)
     return Wrong("a window has one number per space axis, of which there are one to three", all,
                  "Fold leading axes of space into the batch where the window has one place there.");
   for (size_t i = 0; i < ndim; ++i) {
     const size_t axis = 3 - ndim + i;
-    problem->kernel[axis] = window.kernel[i];
-    problem->strides[axis] = window.strides[i];
-    problem->low[axis] = window.padding_low[i];
-    problem->dilation[axis] = window.kernel_dilation[i];
-    for (const int64_t size : {window.kernel[i], window.strides[i], window.kernel_dilation[i]})
+    window->kernel[axis] = given.kernel[i];
+    window->strides[axis] = given.strides[i];
+    window->low[axis] = given.padding_low[i];
+    window->dilation[axis] = given.kernel_dilation[i];
+    for (const int64_t size : {given.kernel[i], given.strides[i], given.kernel_dilation[i]})
       if (size < 1 || size > kMaxExtent)
         return Wrong("kernel, strides and kernel_dilation are at least 1 and less than 2^31", all,
                      "Give each axis such a number.");
-    if (window.padding_low[i] < -kMaxExtent || window.padding_low[i] > kMaxExtent)
+    if (given.padding_low[i] < -kMaxExtent || given.padding_low[i] > kMaxExtent)
       return Wrong("padding is less than 2^31", all, "Pad less.");
   }
-  if (window.mirrored != 0 && window.mirrored != 1)
-    return Wrong("mirrored is 0 or 1", "mirrored=" + std::to_string(window.mirrored),
+  if (given.mirrored != 0 && given.mirrored != 1)
+    return Wrong("mirrored is 0 or 1", "mirrored=" + std::to_string(given.mirrored),
                  "Say whether the weight is stored with its channel axes exchanged.");
-  problem->mirrored = window.mirrored == 1;
-  problem->feature_groups = window.feature_groups;
+  window->mirrored = given.mirrored == 1;
+  window->feature_groups = given.feature_groups;
   return {};
 }
 
 Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBuffer& last,
-                       size_t num_group_axes, size_t ndim, bool is_conv, SparseConv* problem) {
+                       size_t num_group_axes, size_t ndim, bool is_conv, ConvWindow* window) {
   const std::string space = is_conv ? ", *x_space, in] and y [*group, *batch, *y_space, out]"
                                     : ", in] and y [*group, *batch, out]";
   if (x.ndim() != y.ndim() || x.ndim() < num_group_axes + ndim + 1)
@@ -65,23 +64,23 @@ Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBu
   for (size_t i = num_group_axes; i < first_space; ++i)
     if (x.dims()[i] != y.dims()[i])
       return Wrong("x and y have the same batch axes", Shapes({x, y}), "Make them agree.");
-  if (Status s = Product(x, num_group_axes, first_space, &problem->batch); !s.ok()) return s;
+  if (Status s = Product(x, num_group_axes, first_space, &window->batch); !s.ok()) return s;
   for (size_t i = 0; i < ndim; ++i) {
-    problem->x_space[3 - ndim + i] = x.dims()[first_space + i];
-    problem->y_space[3 - ndim + i] = y.dims()[first_space + i];
+    window->x_space[3 - ndim + i] = x.dims()[first_space + i];
+    window->y_space[3 - ndim + i] = y.dims()[first_space + i];
     if (std::max(x.dims()[first_space + i], y.dims()[first_space + i]) > kMaxExtent)
       return Wrong("space axes are less than 2^31", Shapes({x, y}), "Split the call.");
   }
-  problem->in = x.dims().back();
-  problem->out = y.dims().back();
+  window->in = x.dims().back();
+  window->out = y.dims().back();
   for (const auto& [space_of, channels] :
-       {std::pair{problem->x_space, problem->in}, std::pair{problem->y_space, problem->out}})
+       {std::pair{window->x_space, window->in}, std::pair{window->y_space, window->out}})
     if (Status s = CheckProductFits("the size of an image",
                                     {space_of[0], space_of[1], space_of[2], channels, 8});
         !s.ok())
       return s;
-  const int64_t groups = problem->feature_groups;
-  if (groups < 1 || problem->in % groups != 0 || problem->out % groups != 0)
+  const int64_t groups = window->feature_groups;
+  if (groups < 1 || window->in % groups != 0 || window->out % groups != 0)
     return Wrong("feature groups divide the channels of x and y",
                  Shapes({x, y}) + ", feature_groups=" + std::to_string(groups),
                  "Use a number of groups that divides both.");

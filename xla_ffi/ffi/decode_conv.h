@@ -29,12 +29,12 @@ struct ConvAttributes {
 };
 
 // The window but for its spaces.
-Status ReadWindow(const ConvAttributes& window, SparseConv* problem);
+Status ReadWindow(const ConvAttributes& given, ConvWindow* window);
 
 // Batch, spaces and channels, out of x and y. `last` is the array that the group axes are those of.
 Status ReadActivations(const NamedBuffer& x, const NamedBuffer& y, const NamedBuffer& last,
                        size_t num_group_axes, size_t num_space_axes, bool is_conv,
-                       SparseConv* problem);
+                       ConvWindow* window);
 
 enum class Form { kUnstructured, kGrouped, kBlocks };
 

@@ -41,20 +41,18 @@ Status DecodePlacesConv(const PlacesConvBuffers& buffers, PlacesConv* problem, D
 
   if (Status s = CheckOneDType({x, w, y}); !s.ok()) return s;
   if (Status s = ReadDType(x.dtype(), dtype); !s.ok()) return s;
-  SparseConv conv;  // for what both problems share
   const size_t ndim = given.kernel.size();
   if (ndim > 0) {
     const ConvAttributes window = {given.kernel,          given.strides,        given.padding_low,
                                    given.kernel_dilation, given.feature_groups, given.mirrored};
-    if (Status s = ReadWindow(window, &conv); !s.ok()) return s;
+    if (Status s = ReadWindow(window, problem); !s.ok()) return s;
   }
   if (w.ndim() < ndim + 2)
     return Wrong("w is [*group, *kernel, depth, channels]", Shapes({w}), "Add the axes it lacks.");
   const size_t num_group_axes = w.ndim() - ndim - 2;
-  if (Status s = ReadActivations(x, y, w, num_group_axes, ndim, ndim > 0, &conv); !s.ok()) return s;
-  const int64_t depth = (conv.mirrored ? conv.out : conv.in) / conv.feature_groups;
-  const int64_t channels = conv.mirrored ? conv.in : conv.out;
-  bool fits = w.dims()[w.ndim() - 2] == depth && w.dims().back() == channels;
+  if (Status s = ReadActivations(x, y, w, num_group_axes, ndim, ndim > 0, problem); !s.ok())
+    return s;
+  bool fits = w.dims()[w.ndim() - 2] == problem->depth() && w.dims().back() == problem->channels();
   for (size_t i = 0; i < ndim; ++i) fits &= w.dims()[num_group_axes + i] == given.kernel[i];
   if (!fits)
     return Wrong("w is [*group, *kernel, depth, channels], of the kernel and the channels of x, y",
@@ -70,26 +68,14 @@ Status DecodePlacesConv(const PlacesConvBuffers& buffers, PlacesConv* problem, D
   if (Status s = GroupAxes::FromOperands({a, b, counts, more}, num_group_axes, &groups); !s.ok())
     return s;
   if (Status s = groups.CheckResult(result); !s.ok()) return s;
-  const int64_t taps = NumPlaces(conv.kernel);
-  for (const Space& space : {conv.x_space, conv.y_space})
-    if (Status s =
-            CheckProductFits("the number of multiplications",
-                             {groups.num_groups(), conv.batch, space[0], space[1], space[2], taps,
-                              std::max<int64_t>(1, conv.in), std::max<int64_t>(1, conv.out), 16});
+  for (const Space& space : {problem->x_space, problem->y_space})
+    if (Status s = CheckProductFits(
+            "the number of multiplications",
+            {groups.num_groups(), problem->batch, space[0], space[1], space[2], problem->num_taps(),
+             std::max<int64_t>(1, problem->in), std::max<int64_t>(1, problem->out), 16});
         !s.ok())
       return s;
 
-  problem->x_space = conv.x_space;
-  problem->y_space = conv.y_space;
-  problem->kernel = conv.kernel;
-  problem->strides = conv.strides;
-  problem->low = conv.low;
-  problem->dilation = conv.dilation;
-  problem->feature_groups = conv.feature_groups;
-  problem->mirrored = conv.mirrored;
-  problem->batch = conv.batch;
-  problem->in = conv.in;
-  problem->out = conv.out;
   problem->x_group = groups.MapTo(x);
   problem->w_group = groups.MapTo(w);
   problem->y_group = groups.MapTo(y);
