@@ -273,7 +273,7 @@ def measure_case(case: Case, seconds: float = 1.0) -> Row:
     exact, size = definition.conv(problem, role, *(_float64(a) for a in (x, dense, y)))
     check = functools.partial(_check, case, exact, size)
     check("sparse", function(*args), pattern)
-    functions["sparse"] = functools.partial(_wait, function, args)
+    functions["sparse"] = functools.partial(waiting, function, args)
 
     has_torch = torch_dense.is_installed() and torch_dense.takes(problem)
     rivals = {"xla", "torch"} if has_torch and case.dtype == "float32" else {"xla"}
@@ -282,24 +282,18 @@ def measure_case(case: Case, seconds: float = 1.0) -> Row:
         jax.block_until_ready(other(*other_args))
         if abs(other_pattern.density - pattern.density) > 0.01:
             raise RuntimeError(f"bench: {case.label} and its rival store different numbers.")
-        functions[case.rival] = functools.partial(_wait, other, other_args)
+        functions[case.rival] = functools.partial(waiting, other, other_args)
         rivals = set()
     if "xla" in rivals:
         op = functools.partial(dense_op, problem)
         function, args = member(op, role, x, dense, y)
         check("xla", function(*args))
-        functions["xla"] = functools.partial(_wait, function, args)
+        functions["xla"] = functools.partial(waiting, function, args)
     if "torch" in rivals:
         functions["torch"] = torch_dense.conv(problem, role, *map(np.asarray, (x, dense, y)))
         check("torch", jnp.asarray(torch_dense.as_numpy(problem, role, functions["torch"]())))
 
-    samples = measure.interleaved(functions, seconds=seconds)
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    rival = case.rival
-    if rival == "best" or rival not in medians:  # torch is optional
-        rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__)
-    ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
+    its = timed(functions, case.rival, seconds)
     positions = definition.positions(problem, x.shape, y.shape)
     return Row(
         problem=str(problem),
@@ -307,17 +301,37 @@ def measure_case(case: Case, seconds: float = 1.0) -> Row:
         dtype=case.dtype,
         format=case.format,
         zeros=case.zeros,
-        milliseconds={name: 1e3 * median for name, median in medians.items()},
-        rival=rival,
-        ratio=measure.median_ratio(samples, rival, "sparse"),
-        spread=(quartiles[0], quartiles[2]),
-        warm=measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
-        gflops=2e-9 * positions * pattern.density * dense.size / medians["sparse"],
+        gflops=2e-6 * positions * pattern.density * dense.size / its["milliseconds"]["sparse"],
         goal=case.goal,
+        **its,
     )
 
 
-def _wait(function, args):
+def timed(functions: dict[str, Callable], rival: str, seconds: float) -> dict[str, Any]:
+    """What a row says of the times of functions, of which "sparse" is ours.
+
+    Args:
+        functions: by name, of nothing; they wait for their results.
+        rival: as in Case. Where it is not among them, as torch need not be, the fastest one is.
+        seconds: how long to sample.
+    """
+    samples = measure.interleaved(functions, seconds=seconds)
+    medians = {name: statistics.median(times) for name, times in samples.items()}
+    if rival == "best" or rival not in medians:
+        rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__)
+    ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "milliseconds": {name: 1e3 * median for name, median in medians.items()},
+        "rival": rival,
+        "ratio": measure.median_ratio(samples, rival, "sparse"),
+        "spread": (quartiles[0], quartiles[2]),
+        "warm": measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
+    }
+
+
+def waiting(function, args):
+    """A call that waits for its result."""
     return jax.block_until_ready(function(*args))
 
 
@@ -326,27 +340,41 @@ def _float64(array):
 
 
 def _check(case, exact, size, name, result, pattern=None):
-    """Raises unless the result is right to rounding, by the forward-error bound."""
     if pattern is not None and case.role == "weight_grad":
         result, mask = pattern.scatter(result), np.asarray(pattern.mask())
         exact, size = exact * mask, size * mask
+    check_rounding(f"the {case.role} of {name}", result, exact, size)
+
+
+def check_rounding(what: str, result, exact, size) -> None:
+    """Raises unless a result is right to rounding, by the forward-error bound.
+
+    Args:
+        what: the result, for the error.
+        exact, size: as `definition.conv` returns them.
+    """
     unit = 2.0**-8 if result.dtype == jnp.bfloat16 else 2.0**-24
     error = np.abs(_float64(result) - exact)
     # 16, not the suite's 8: among millions of results the tail is longer.
     if not (error <= 16 * unit * size).all():
-        raise RuntimeError(f"bench: the {case.role} of {name} is wrong, so it is not timed.")
+        raise RuntimeError(f"bench: {what} is wrong, so it is not timed.")
 
 
 def run(name: str, quick=False, seconds=1.0, only="", threads=1) -> list[Row]:
     """Measures and prints a table, a row at a time; `only` as in `table.select`."""
+    return run_cases(name, labels(name, quick), measure_case, quick, seconds, only, threads)
+
+
+def run_cases(name, cases, measure_one, quick, seconds, only, threads) -> list[Row]:
+    """The same for any cases by their labels, and what makes a Row of one in some seconds."""
     if not torch_dense.is_installed():
         print("torch is not installed: XLA is the only rival", flush=True)
 
     def measure_row(case, label):
         command = table.command(name, label, quick=quick, threads=threads, seconds=seconds)
-        return dataclasses.replace(measure_case(case, seconds), command=command)
+        return dataclasses.replace(measure_one(case, seconds), command=command)
 
-    rows = table.run(name, table.select(labels(name, quick), only), measure_row)
+    rows = table.run(name, table.select(cases, only), measure_row)
     missed = [row for row in rows if row.goal is not None and row.ratio < row.goal]
     print(f"{len(missed)} of {sum(row.goal is not None for row in rows)} goals missed")
     return rows

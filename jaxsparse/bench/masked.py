@@ -1,13 +1,12 @@
 """Convolutions of sparse inputs against the best dense ones on the same inputs.
 
 All sides run in the same process, in turn: ours through the public API under `jit`, XLA's dense
-convolution, and torch's where it is installed. Every result is checked against the definition in
+convolution, and torch's where it is installed. Ours is checked against the definition in
 float64 before anything is timed.
 """
 
 import dataclasses
 import functools
-import statistics
 from collections.abc import Callable, Iterator
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 
 import jaxsparse as js
 from jaxsparse import problems
-from jaxsparse.bench import conv, definition, measure, table, torch_dense
+from jaxsparse.bench import conv, definition, torch_dense
 from jaxsparse.problems import ConvProblem
 
 
@@ -94,9 +93,6 @@ def quick_cases() -> Iterator[Case]:
     yield Case(small, "detection", "places", 0.9)
 
 
-TABLES: dict[str, Callable[[], Iterator[Case]]] = {"masked": cases}
-
-
 def labels(quick: bool) -> dict[str, Case]:
     """The rows by their labels, which are unique."""
     return {case.label: case for case in (quick_cases() if quick else cases())}
@@ -136,38 +132,31 @@ def measure_case(case: Case, seconds: float = 1.0) -> conv.Row:
         function = jax.jit(js.active_places)
         if not np.array_equal(function(x), active[..., 0]):
             raise RuntimeError("bench: the active places are wrong, so they are not timed.")
-        functions["sparse"] = functools.partial(_wait, function, (x,))
+        functions["sparse"] = functools.partial(conv.waiting, function, (x,))
     else:
         function, args = _roles(_sparse_op(case), roles, x, w, y, mask)
-        _check(case, "sparse", function(*args), exact)
-        functions["sparse"] = functools.partial(_wait, function, args)
+        for result, (value, size) in zip(function(*args), exact, strict=True):
+            conv.check_rounding(f"{case.label} of sparse", result, value, size)
+        functions["sparse"] = functools.partial(conv.waiting, function, args)
     dense = lambda x, w, mask: conv.dense_op(problem, x, w)
     function, args = _roles(dense, roles, x, w, y, mask)
-    functions["xla"] = functools.partial(_wait, function, args)
+    functions["xla"] = functools.partial(conv.waiting, function, args)
     if torch_dense.is_installed() and torch_dense.takes(problem) and case.dtype == "float32":
         each = [torch_dense.conv(problem, role, *map(np.asarray, (x, w, y))) for role in roles]
         functions["torch"] = lambda: [function() for function in each]
 
-    samples = measure.interleaved(functions, seconds=seconds)
-    medians = {name: statistics.median(times) for name, times in samples.items()}
-    rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__) if case.zeros else "xla"
-    ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
+    its = conv.timed(functions, "best" if case.zeros else "xla", seconds)
     positions = definition.positions(problem, x.shape, y.shape)
-    products = 0 if case.role == "detection" else len(roles)
+    products = 0 if case.role == "detection" else len(roles) * (1 - case.zeros) * positions * w.size
     return conv.Row(
         problem=str(problem),
         role=" ".join(filter(None, (case.role, case.variant))),
         dtype=case.dtype,
         format=case.kind,
         zeros=case.zeros,
-        milliseconds={name: 1e3 * median for name, median in medians.items()},
-        rival=rival,
-        ratio=measure.median_ratio(samples, rival, "sparse"),
-        spread=(quartiles[0], quartiles[2]),
-        warm=measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
-        gflops=2e-9 * products * (1 - case.zeros) * positions * w.size / medians["sparse"],
+        gflops=2e-6 * products / its["milliseconds"]["sparse"],
         goal=case.goal,
+        **its,
     )
 
 
@@ -203,29 +192,6 @@ def _roles(op: Callable, roles, x, w, y, mask) -> tuple[Callable, tuple]:
     return jax.jit(compute), (x, w, y, mask)
 
 
-def _wait(function, args):
-    return jax.block_until_ready(function(*args))
-
-
-def _check(case, name, results, exact):
-    """Raises unless results are right to rounding, by the forward-error bound."""
-    unit = 2.0**-8 if case.dtype == "bfloat16" else 2.0**-24
-    for result, (value, size) in zip(results, exact, strict=True):
-        error = np.abs(np.asarray(result.astype(jnp.float32), np.float64) - value)
-        if not (error <= 16 * unit * size).all():
-            raise RuntimeError(f"bench: {case.label} of {name} is wrong, so it is not timed.")
-
-
 def run(quick=False, seconds=1.0, only="", threads=1) -> list[conv.Row]:
     """Measures and prints the table, a row at a time; `only` as in `table.select`."""
-    if not torch_dense.is_installed():
-        print("torch is not installed: XLA is the only rival", flush=True)
-
-    def measure_row(case, label):
-        command = table.command("masked", label, quick=quick, threads=threads, seconds=seconds)
-        return dataclasses.replace(measure_case(case, seconds), command=command)
-
-    rows = table.run("masked", table.select(labels(quick), only), measure_row)
-    missed = [row for row in rows if row.goal is not None and row.ratio < row.goal]
-    print(f"{len(missed)} of {sum(row.goal is not None for row in rows)} goals missed")
-    return rows
+    return conv.run_cases("masked", labels(quick), measure_case, quick, seconds, only, threads)
