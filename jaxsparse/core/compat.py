@@ -32,6 +32,16 @@ def is_on_one_device(context: mlir.LoweringRuleContext) -> bool:
     return getattr(context.module_context.axis_context, "num_devices", None) == 1
 
 
+def holds_all_data(context: mlir.LoweringRuleContext, aval) -> bool:
+    """Whether what is lowered sees its operands whole: on one device, or as data of one device.
+
+    Under any manual axis data is local; `custom_partitioning` fails in a partly manual `shard_map`.
+    """
+    mesh = aval.sharding.mesh
+    is_manual = not mesh.empty and AxisType.Manual in mesh.axis_types
+    return is_manual or is_on_one_device(context)
+
+
 def lowering_platforms(context: mlir.LoweringRuleContext) -> tuple[str, ...]:
     """The platforms that the program being lowered is for."""
     return tuple(context.platforms or context.module_context.platforms)

@@ -63,7 +63,8 @@ class Family:
         dense: as `reference`, and may call members of other families: what runs where handlers
             exist and do not pay. The reference if None.
         choose: `choose(member, spec, dtype)`, the Choice of an op that decides when it runs, in
-            `compute`; None where the density decides, before that.
+            `compute`; None where the density decides, before that. Its specs say in `source` which
+            kind has the zeros that it skips.
     """
 
     def __init__(
@@ -363,11 +364,7 @@ class Member:
         """The handler, behind `custom_partitioning` where the compiler may split the call."""
         if self.family.compute:
             return self.family.compute(self.result.name, spec, *arrays, n_group=n_group)
-        mesh = jax.typeof(arrays[0]).sharding.mesh
-        is_manual = not mesh.empty and AxisType.Manual in mesh.axis_types
-        # Under any manual axis data is local, and custom_partitioning fails in a partly manual
-        # shard_map.
-        if is_manual or compat.is_on_one_device(context):
+        if compat.holds_all_data(context, jax.typeof(arrays[0])):
             return self.run_handler(*arrays, spec=spec, n_group=n_group, platform=platform)
         return partition.partitioned(self, platform)(*arrays, spec, n_group)
 

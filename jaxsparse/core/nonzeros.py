@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsparse.core import compat, kernel, native, partition
 
@@ -49,9 +49,7 @@ def _by_handler(x):
 
 def _lower(context, x):
     (aval,) = context.avals_in
-    mesh = aval.sharding.mesh
-    is_manual = not mesh.empty and AxisType.Manual in mesh.axis_types
-    is_local = is_manual or compat.is_on_one_device(context)  # else the compiler splits the sum
+    is_local = compat.holds_all_data(context, aval)  # else the compiler splits the sum
     if is_local and aval.dtype.name in _DTYPES and not kernel.missing("cpu", (_TARGET,)):
         return mlir.lower_fun(_by_handler, multiple_results=False)(context, x)
     return compat.lower_without_mesh(_reference, context, x)

@@ -21,6 +21,7 @@ def forward(layer, inputs, kernel, bias, mask, *, transposed: bool) -> jax.Array
         transposed: which of the two.
     """
     op = masked_conv_transpose if transposed else masked_conv
+    which = "transpose_kernel" if transposed else "feature_group_count"
     inputs = placement.gathered(inputs, range(inputs.ndim - kernel.ndim + 1, inputs.ndim))
     y = op(
         inputs,
@@ -32,7 +33,8 @@ def forward(layer, inputs, kernel, bias, mask, *, transposed: bool) -> jax.Array
         preferred_element_type=getattr(layer, "preferred_element_type", None),
         implementation=layer.implementation,
         grad=layer.grad,
-        **geometry(layer, transposed),
+        **_moves(layer, transposed),
+        **{which: getattr(layer, which)},
     )
     if bias is None:
         return y
@@ -47,16 +49,13 @@ def mask_of_output(layer, mask, *, transposed: bool) -> jax.Array:
     """The mask for the layer after this one."""
     if layer.submanifold:
         return mask
-    options = geometry(layer, transposed)
-    options.pop("feature_group_count", None)
-    options.pop("transpose_kernel", None)
     taps = layer.kernel_size
     taps = (taps,) if isinstance(taps, int) else tuple(taps)
-    return output_mask(mask, taps, transposed=transposed, **options)
+    return output_mask(mask, taps, transposed=transposed, **_moves(layer, transposed))
 
 
-def geometry(layer, transposed: bool) -> dict[str, Any]:
+def _moves(layer, transposed: bool) -> dict[str, Any]:
     """How the layer's window moves, as arguments of our ops."""
     names = ["strides", "padding", "kernel_dilation"]
-    names += ["transpose_kernel"] if transposed else ["input_dilation", "feature_group_count"]
+    names += [] if transposed else ["input_dilation"]
     return {name: getattr(layer, name) for name in names}

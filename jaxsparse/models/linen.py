@@ -23,6 +23,7 @@ from jaxsparse.linen.kernel import SparseKernel
 from jaxsparse.linen.variables import COLLECTION
 from jaxsparse.models.program import Layer, Program, scope
 from jaxsparse.models.rules import Rules, masked, options_of, pattern_for, why_dense
+from jaxsparse.models.smaller import channel_axes, why_whole
 from jaxsparse.models.summary import Replaced, Summary
 
 # Matched exactly: a subclass may compute something else with its kernel.
@@ -360,23 +361,8 @@ def _describe(module) -> Seen:
         count = lambda given: len(given) if isinstance(given, (tuple, list)) else 1
         num_lead = count(module.batch_dims)
         rest = layer_options.matrix_of(shape, num_lead, count(module.axis))
-    axes = (-1, -2) if getattr(module, "transpose_kernel", False) else (-2, -1)
-    return Seen(cls, shape, num_lead, rest, most_axes, axes, _why_whole(module, cls))
-
-
-def _why_whole(module, cls) -> str | None:
-    """Why all channels of a layer must stay; None where they need not."""
-    if cls not in (nn.Dense, *CONVOLUTIONS):
-        return "its channels are on several axes"
-    if getattr(module, "feature_group_count", 1) > 1:
-        return "it convolves groups of channels"
-    if getattr(module, "mask", None) is not None:
-        return "it has a mask"
-    names = ("dot_general", "conv_general_dilated", "dot_general_cls", "conv_general_dilated_cls")
-    hooks = {getattr(module, name, None) for name in names}
-    if hooks - {None, jax.lax.dot_general, jax.lax.conv_general_dilated}:
-        return "it has a product of the user's"
-    return None
+    why = why_whole(module, cls in (nn.Dense, *CONVOLUTIONS))
+    return Seen(cls, shape, num_lead, rest, most_axes, channel_axes(module), why)
 
 
 def why_not(module: Seen | None) -> str | None:

@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax import lax
 
 import jaxsparse.nnx as sparse
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.models import nnx as substitution
 from jaxsparse.models.channels import Kept, Weight
 from jaxsparse.models.program import Program
-from jaxsparse.models.smaller import some, taken
+from jaxsparse.models.smaller import channel_axes, some, taken, why_whole
 from jaxsparse.models.summary import Summary, packed_row
 from jaxsparse.nnx.sparsity import SparseKernel, Sparsity
 
@@ -40,7 +39,7 @@ class Whole:
             if why := _why_whole(layer):
                 reasons[path] = why
                 continue
-            kernel = np.moveaxis(_whole_kernel(layer), _channel_axes(layer), (-2, -1))
+            kernel = np.moveaxis(_whole_kernel(layer), channel_axes(layer), (-2, -1))
             bias = None if layer.bias is None else layer.bias.get_value()
             found[path] = Weight(kernel.reshape(-1, *kernel.shape[-2:]), bias)
         return found, reasons
@@ -82,24 +81,10 @@ def _why_whole(layer) -> str | None:
     """Why all channels of a layer stay; None where they need not."""
     kind = substitution.DENSE_TYPES.get(type(layer), type(layer))
     if kind not in _WITH_CHANNELS:
-        return substitution.why_not(type(layer)) or "its channels are on several axes"
-    if len(substitution.whole_shape(layer)) != (
-        2 if kind is nnx.Linear else len(layer.kernel_shape)
-    ):
-        return "it is stacked"
-    if getattr(layer, "feature_group_count", 1) > 1:
-        return "it convolves groups of channels"
-    if getattr(layer, "mask", None) is not None:
-        return "it has a mask"
-    hook = getattr(layer, "dot_general", getattr(layer, "conv_general_dilated", None))
-    if hook not in (None, lax.dot_general, lax.conv_general_dilated):
-        return "it has a product of the user's"
-    return None
-
-
-def _channel_axes(layer) -> tuple[int, int]:
-    """Of the kernel: where its input and output channels are."""
-    return (-1, -2) if getattr(layer, "transpose_kernel", False) else (-2, -1)
+        return substitution.why_not(type(layer)) or why_whole(layer, has_channels=False)
+    num_axes = 2 if kind is nnx.Linear else len(layer.kernel_shape)
+    is_stacked = len(substitution.whole_shape(layer)) != num_axes
+    return "it is stacked" if is_stacked else why_whole(layer, has_channels=True)
 
 
 def _whole_kernel(layer) -> np.ndarray:
@@ -115,7 +100,7 @@ def _whole_kernel(layer) -> np.ndarray:
 
 def _take(layer, inputs, outputs) -> None:
     """Takes channels out of a layer, in place."""
-    is_ours, axes = isinstance(layer, SparseKernel), _channel_axes(layer)
+    is_ours, axes = isinstance(layer, SparseKernel), channel_axes(layer)
     pattern = layer.pattern if is_ours else None
     kernel, pattern = taken(_whole_kernel(layer), pattern, axes, inputs, outputs)
     layer.kernel = layer.kernel.copy(kernel)

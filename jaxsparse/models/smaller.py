@@ -1,9 +1,35 @@
-"""A layer's kernel, pattern and bias with fewer channels."""
+"""A layer's kernel, pattern and bias with fewer channels, and which layers can do with fewer."""
 
 import numpy as np
+from jax import lax
 
 from jaxsparse.formats.pattern import Pattern, as_jax
 from jaxsparse.patterns import from_mask
+
+_PRODUCTS = (None, lax.dot_general, lax.conv_general_dilated)
+_HOOKS = ("dot_general", "conv_general_dilated", "dot_general_cls", "conv_general_dilated_cls")
+
+
+def why_whole(layer, has_channels: bool) -> str | None:
+    """Why all channels of a layer of either framework must stay; None where they need not.
+
+    Args:
+        has_channels: whether its type is one whose channels are on the last two axes of the kernel.
+    """
+    if not has_channels:
+        return "its channels are on several axes"
+    if getattr(layer, "feature_group_count", 1) > 1:
+        return "it convolves groups of channels"
+    if getattr(layer, "mask", None) is not None:
+        return "it has a mask"
+    if any(getattr(layer, name, None) not in _PRODUCTS for name in _HOOKS):
+        return "it has a product of the user's"
+    return None
+
+
+def channel_axes(layer) -> tuple[int, int]:
+    """Of the kernel: where its input and output channels are."""
+    return (-1, -2) if getattr(layer, "transpose_kernel", False) else (-2, -1)
 
 
 def taken(kernel, pattern: Pattern | None, axes: tuple[int, int], inputs, outputs):
