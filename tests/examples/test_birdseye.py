@@ -3,7 +3,6 @@
 import importlib.util
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,12 +18,6 @@ def example():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax and the example rely on it
-        yield
 
 
 def test_cells_hold_what_their_points_say(example):

@@ -22,12 +22,6 @@ def examples():
         yield importlib.import_module("digits"), importlib.import_module("tickets")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax and the examples rely on it
-        yield
-
-
 @pytest.fixture
 def call(monkeypatch, capsys):
     """What an example prints when it is called from the command line."""

@@ -4,7 +4,6 @@ import importlib.util
 import pathlib
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,12 +20,6 @@ def example():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax and the example rely on it
-        yield
 
 
 @pytest.fixture(scope="module")
