@@ -81,24 +81,25 @@ def measure_batch(width: int, batch: int, seconds: float, zeros: float) -> Row:
     params = {name: draw(width, width) / np.sqrt(width) for name in ("first", "second")}
     adam = optax.adam(1e-3)
 
-    def loss(weights):
-        hidden = jax.nn.relu(js.matmul(x, weights["first"]))
-        return jnp.mean((js.matmul(hidden, weights["second"]) - aim) ** 2)
+    def loss(weights, patterns, grad="exact"):
+        product = lambda x, name: js.matmul(
+            x, weights[name], pattern=patterns and patterns[name], grad=grad
+        )
+        return jnp.mean((product(jax.nn.relu(product(x, "first")), "second") - aim) ** 2)
 
     def step_of(pruner):
         @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
         def step(params, opt_state, state):
-            whole = lambda p: loss(
-                p if state is None else pruning.sparse_weights(p, state.patterns)
-            )
-            value, grads = jax.value_and_grad(whole)(params)
+            patterns = None if state is None else state.patterns
+            value, grads = jax.value_and_grad(loss)(params, patterns)
             updates, opt_state = adam.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            if state is not None and pruner is None:
-                params = pruning.apply_patterns(params, state.patterns)  # Adam's moments moved them
-            if pruner is None:
-                return params, opt_state, state, value
-            return *pruner.update(params, opt_state, state, jax.grad(loss)), value
+            if pruner is not None:
+                whole = lambda params: jax.grad(loss)(params, patterns, "dense")
+                return *pruner.update(params, opt_state, state, whole), value
+            if state is not None:
+                params = pruning.apply_patterns(params, patterns)  # Adam's moments moved them
+            return params, opt_state, state, value
 
         return step
 

@@ -74,15 +74,14 @@ class Block(Format):
         place = cols // block_out * self.grid(weight_shape)[0] + rows // block_in
         return place, (rows % block_in, cols % block_out)
 
-    def reduce(self, array, how, order=None):
+    def tiles(self, array, order=None):
         xp = array_module(array)
         size_in, size_out = matrix_view(array.shape)
         grid = self.grid(array.shape)
         (block_in, block_out) = self.shape
         edges = ((0, grid[0] * block_in - size_in), (0, grid[1] * block_out - size_out))
         tiles = xp.pad(array.reshape(size_in, size_out), edges)
-        tiles = tiles.reshape(grid[0], block_in, grid[1], block_out)
-        return getattr(tiles, how)(axis=(1, 3))
+        return tiles.reshape(grid[0], block_in, grid[1], block_out), (1, 3)
 
     def spread(self, grid_array, weight_shape, order=None) -> Any:
         xp = array_module(grid_array)

@@ -66,9 +66,8 @@ class Unstructured(_Columns):
     def extent(self) -> tuple[int, int]:
         return 1, 1
 
-    def reduce(self, array, how, order=None):
-        matrix = array.reshape(matrix_view(array.shape))
-        return matrix.astype(bool) if how == "any" else matrix
+    def tiles(self, array, order=None):
+        return array.reshape(matrix_view(array.shape)), ()
 
     def spread(self, grid_array, weight_shape, order=None):
         return grid_array
@@ -112,7 +111,7 @@ class Grouped(_Columns):
         slots = self.grid(weight_shape)[1] * self.width
         return np.minimum(np.arange(slots), size_out).astype(np.int32)
 
-    def reduce(self, array, how, order=None):
+    def tiles(self, array, order=None):
         xp = array_module(array)
         size_in, size_out = matrix_view(array.shape)
         columns = self.grid(array.shape)[1]
@@ -121,7 +120,7 @@ class Grouped(_Columns):
             slots = xp.pad(matrix, ((0, 0), (0, columns * self.width - size_out)))
         else:
             slots = xp.pad(matrix, ((0, 0), (0, 1)))[:, xp.asarray(order)]
-        return getattr(slots.reshape(size_in, columns, self.width), how)(axis=2)
+        return slots.reshape(size_in, columns, self.width), (2,)
 
     def spread(self, grid_array, weight_shape, order=None):
         xp = array_module(grid_array)

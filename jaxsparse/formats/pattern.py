@@ -88,8 +88,16 @@ class Format(abc.ABC):
         """Where entries of the matrix view are stored: their part's place, and where inside it."""
 
     @abc.abstractmethod
+    def tiles(self, array, order=None) -> tuple[Any, tuple[int, ...]]:
+        """An array's matrix view cut into parts, zeros beyond its edge, and which axes they span.
+
+        The other axes are the grid's.
+        """
+
     def reduce(self, array, how: str, order=None) -> Any:
         """One number per part of an array's matrix view: "any", "sum" or "max" of its entries."""
+        tiles, inside = self.tiles(array, order)
+        return getattr(tiles, how)(axis=inside)
 
     @abc.abstractmethod
     def spread(self, grid_array, weight_shape: tuple[int, ...], order=None) -> Any:

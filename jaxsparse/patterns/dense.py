@@ -137,13 +137,13 @@ def _norms(w, format: Format, order):
     On the host where that is known: XLA would compile some ten programs for each shape.
     """
     xp = jnp if make.is_traced(w, order) else np
-    magnitude = _magnitude(xp.asarray(w))
-    if format.extent == (1, 1):
-        return format.reduce(magnitude, "max", order)
-    scale = _scale(format.reduce(magnitude, "max", order))
-    of_each = format.spread(scale, w.shape, order).reshape(w.shape)
-    squares = format.reduce((magnitude / of_each) ** 2, "sum", order)
-    return scale * xp.sqrt(squares)
+    magnitude, inside = format.tiles(_magnitude(xp.asarray(w)), order)
+    if not inside:
+        return magnitude
+    largest = magnitude.max(axis=inside, keepdims=True)
+    scale = _scale(largest)
+    squares = ((magnitude / scale) ** 2).sum(axis=inside, keepdims=True)
+    return (scale * xp.sqrt(squares)).squeeze(inside)
 
 
 def _magnitude(w):
