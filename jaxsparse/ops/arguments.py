@@ -141,6 +141,32 @@ def sum_dtype(dtype):
     return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
 
 
+def check_preferred(function: str, dtype, preferred) -> None:
+    """Raises TypeError for a preferred dtype that no result of operands of `dtype` has, as lax."""
+    if preferred is None:
+        return
+    result = jnp.dtype(preferred)
+    kinds = (jnp.integer, jnp.floating, jnp.complexfloating)
+    given, wanted = (
+        next((i for i, kind in enumerate(kinds) if jnp.issubdtype(d, kind)), None)
+        for d in (dtype, result)
+    )
+    if (given, wanted) not in ((0, 0), (0, 1), (1, 1), (2, 2)):
+        raise TypeError(
+            f"{function}: preferred_element_type is of the kind of x (integers, floats or complex "
+            f"numbers), or a float for integers, as in lax, got {result} for {dtype}. Cast the "
+            "result."
+        )
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            jnp.promote_types(dtype, result)
+    except ValueError as error:
+        raise TypeError(
+            f"{function}: JAX does not promote numbers of eight bits or less to others, got "
+            f"preferred_element_type={result} for {dtype}. Cast x and w, or the result."
+        ) from error
+
+
 def result_dtypes(dtype, preferred) -> tuple[jnp.dtype, jnp.dtype]:
     """The dtype of the result, and the one to compute in.
 

@@ -119,6 +119,12 @@ def _split_padding(window: Window):
         if high < 0 and (x + low - extent) // stride + 1 == y:
             high = 0  # these inputs are seen by no output anyway
         kept = [min(max(n, 0), extent - 1) for n in (low, high)]
+        # One side may take away what the other one has put there.
+        missing = max(0, -(x + low - kept[0] + high - kept[1]))
+        for side in (0, 1):
+            moved = min(missing, kept[side])
+            kept[side] -= moved
+            missing -= moved
         around.append((low - kept[0], high - kept[1]))
         inside.append(tuple(kept))
     return around, inside
@@ -374,12 +380,8 @@ def convolve(
         seen: the window of the convolution, in both cases.
         precision, preferred_element_type, implementation, grad: as in `conv`.
     """
+    arguments.check_preferred(function, x.dtype, preferred_element_type)
     result, wide = arguments.result_dtypes(x.dtype, preferred_element_type)
-    if jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.issubdtype(result, jnp.inexact):
-        raise TypeError(
-            f"{function}: preferred_element_type must hold fractions where x does, as in lax, got "
-            f"{result} for {x.dtype}. Cast the result."
-        )
     if is_transposed and jnp.issubdtype(x.dtype, jnp.integer):  # lax can not transpose these
         x, seen, is_transposed = _dilated(x, seen.strides), seen.transposed(), False
 

@@ -72,7 +72,8 @@ def conv_transpose(
         output_padding = window.per_axis(name, "output_padding", output_padding, rank, least=0)
     groups = check_channels(name, x, weights, feature_group_count, exchanged=transpose_kernel)
     space = x.shape[x.ndim - rank - 1 : -1]
-    if padding == "CIRCULAR":
+    is_circular = isinstance(padding, str) and padding == "CIRCULAR"
+    if is_circular:
         window.check_repeats(name, padding, space)
         if output_padding is not None and any(output_padding):
             raise ValueError(
@@ -94,6 +95,6 @@ def conv_transpose(
         implementation=implementation,
         grad=grad,
     )
-    if padding == "CIRCULAR":
+    if is_circular:
         return folded(y, *window.folds(space, strides, seen.x_space, seen.mirrored))
     return y

@@ -416,7 +416,7 @@ def masked_conv_transpose(
         output_padding = window.per_axis(name, "output_padding", output_padding, rank, least=0)
     groups = check_channels(name, x, (weight,), feature_group_count, exchanged=transpose_kernel)
     space = x.shape[x.ndim - rank - 1 : -1]
-    is_circular = padding == "CIRCULAR"
+    is_circular = isinstance(padding, str) and padding == "CIRCULAR"
     if is_circular:
         window.check_repeats(name, padding, space)
     pairs = window.transposed_padding(name, padding, taps, strides, dilation, output_padding)

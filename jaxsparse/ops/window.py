@@ -9,6 +9,7 @@ window, with inputs and outputs exchanged.
 """
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ Pairs = tuple[tuple[int, int], ...]
 # No array has an axis as long, kernels count in 32 bits, and XLA ends the process where the size of
 # a result overflows.
 _LIMIT = 2**31
+_MOST_PLACES = 2**40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,8 @@ def per_axis(function: str, name: str, value: Any, rank: int, least: int = 1) ->
         TypeError: what is no int; a dilation below `least`.
     """
     value = 1 if value is None else value
-    is_one = isinstance(value, str) or not hasattr(value, "__len__")
+    # What has no order is no list, either.
+    is_one = isinstance(value, (str, dict, set, frozenset)) or not hasattr(value, "__len__")
     try:
         given: tuple[Any, ...] = (value,) * rank if is_one else tuple(value)
         sizes = tuple(map(_as_int, given))
@@ -257,6 +260,7 @@ def conv_window(
             x_space, pairs, extents(kernel, dilation), strides, strict=True
         )
     )
+    _check_sizes(function, x_space, y_space)
     low = tuple(low for low, _ in pairs)
     return Window(
         tuple(x_space), y_space, tuple(kernel), tuple(strides), low, tuple(dilation), groups
@@ -269,6 +273,17 @@ def _check_left(function, space, pairs):
             f"{function}: negative padding must not exceed the size of the input, got "
             f"padding={pairs} around an input of {tuple(space)}."
         )
+
+
+def _check_sizes(function, *spaces):
+    """Raises for an input with its gaps, or a result, that XLA would end the process for."""
+    for space in spaces:
+        if any(n >= _LIMIT for n in space) or math.prod(space) >= _MOST_PLACES:
+            raise ValueError(
+                f"{function}: an axis of the dilated input or the result must be below 2**31, and "
+                f"their places below 2**40, got a space of {tuple(space)}. Dilate, stride or pad "
+                "less."
+            )
 
 
 # Padding of transposed convolutions ---------------------------------------------------------------
@@ -350,6 +365,7 @@ def transposed_window(
     x_space = tuple(
         max(n + low + high - e + 1, 0) for n, (low, high), e in zip(wide, pairs, sizes, strict=True)
     )
+    _check_sizes(function, wide, x_space)
     low = tuple(e - 1 - low for e, (low, _) in zip(sizes, pairs, strict=True))
     return Window(
         x_space, tuple(space), tuple(kernel), tuple(strides), low, tuple(dilation), groups, mirrored

@@ -1,5 +1,6 @@
 """Every argument of `conv` and `conv_transpose`, on small integers, against the definition."""
 
+import dataclasses
 import functools
 
 import conv_cases
@@ -76,6 +77,30 @@ def test_padding_by_numbers_is_zeros_around_the_input(given, pads, path):
     layer = layer_of(PLAIN)
     y = jitted(js.conv, layer.array("x"), layer.weight(), padding=given, implementation=path)
     oracle.equal_exactly(y, forward(layer, pads))
+
+
+@pytest.mark.parametrize("pads", [(4, -3), (-3, 4), (3, -3), (5, -2)], ids=str)
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_one_side_may_take_away_what_the_other_pads(size, pads, path):
+    layer = layer_of(ConvProblem("taken", (size,), (4,), (2, 3), (3,), (pads,), batch=(2,)))
+    if size + sum(pads) < 0:
+        with pytest.raises(ValueError, match="negative padding"):
+            layer.convolve(layer.array("x"), layer.weight())
+        return
+    run = lambda x: layer.convolve(x, layer.weight(), implementation=path)
+    y, pull_back = jax.vjp(run, layer.array("x"))
+    oracle.equal_exactly(y, layer.y())
+    oracle.equal_exactly(pull_back(layer.array("g"))[0], layer.dx())
+
+
+def test_padding_of_a_transposed_convolution_may_be_an_array(path):
+    layer = layer_of(dataclasses.replace(PLAIN, name="arguments_up", transposed=True))
+    convolve = functools.partial(js.conv_transpose, implementation=path, kernel_dilation=(1, 2))
+    x, w = layer.array("x"), layer.weight()
+    pairs = [(2, 1), (0, 3)]
+    oracle.equal_exactly(
+        convolve(x, w, padding=np.array(pairs)), np.asarray(convolve(x, w, padding=pairs))
+    )
 
 
 @pytest.mark.parametrize("name", ["SAME", "SAME_LOWER", "same"])

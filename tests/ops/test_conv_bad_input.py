@@ -138,6 +138,35 @@ BOTH = {
         TypeError,
         ["preferred_element_type", "int32 for float32"],
     ),
+    "preferred_complex": (
+        given(X, W, preferred_element_type="complex64"),
+        TypeError,
+        ["preferred_element_type", "complex64 for float32", "Cast the result"],
+    ),
+    "preferred_object": (given(X, W, preferred_element_type=object), TypeError, ["object"]),
+    "preferred_short": (
+        given(X, W, preferred_element_type="float8_e4m3fn"),
+        TypeError,
+        ["eight bits", "float8_e4m3fn for float32"],
+    ),
+    "preferred_integer_short": (
+        given(X.astype("int32"), W.astype("int32"), preferred_element_type="int4"),
+        TypeError,
+        ["eight bits", "int4 for int32"],
+    ),
+    "implementation_array": (
+        given(X, W, implementation=np.zeros(2)),
+        ValueError,
+        ["implementation is None", "array"],
+    ),
+    "grad_array": (given(X, W, grad=np.array(["exact"])), ValueError, ["grad is", "array"]),
+    "strides_dict": (given(X, W, strides={1: 2, 3: 4}), TypeError, ["strides", "{1: 2, 3: 4}"]),
+    "strides_set": (given(X, W, strides={1, 2}), TypeError, ["strides", "{1, 2}"]),
+    "padding_overflows": (
+        given(X, W, padding=2**30),
+        ValueError,
+        ["below 2**31", "(2147483652, 2147483652)", "less"],
+    ),
     "implementation": (given(X, W, implementation="fast"), ValueError, ["'fast'", '"ffi"']),
     "grad": (given(X, W, grad="masked"), ValueError, ["'masked'", '"exact"']),
     "grad_dense": (given(X, W, grad="dense"), ValueError, ["not stored", "pattern=w.pattern"]),
@@ -171,6 +200,16 @@ CONV = {
         ValueError,
         ["REFLECT padding repeats inputs", "(6, 0)"],
     ),
+    "input_dilation_overflows": (
+        given(X, W, input_dilation=2**30, padding=0),
+        ValueError,
+        ["below 2**31", "(5368709121, 4294967297)", "Dilate"],
+    ),
+    "input_dilation_and_strides_overflow": (
+        given(X, W, input_dilation=2**28, strides=2, padding=0),
+        ValueError,
+        ["places below 2**40", "(1342177281, 1073741825)"],
+    ),
     "input_dilation": (given(X, W, input_dilation=0, padding=0), TypeError, ["input_dilation"]),
 }
 TRANSPOSED = {
@@ -178,6 +217,7 @@ TRANSPOSED = {
     "padding_lower": (given(X, W, padding="SAME_LOWER"), ValueError, ["'SAME_LOWER'"]),
     "padding_causal": (given(X, W, padding="CAUSAL"), ValueError, ["'CAUSAL'"]),
     "padding_reflect": (given(X, W, padding="REFLECT"), ValueError, ["'REFLECT'"]),
+    "strides_overflow": (given(X, W, strides=2**30), ValueError, ["below 2**31", "stride"]),
     "nothing_to_wrap": (
         given(X[:, :0], W, padding="CIRCULAR"),
         ValueError,
