@@ -18,7 +18,7 @@ from jaxsparse.formats.block import Block, BlockPattern
 from jaxsparse.formats.columns import ColumnPattern, Grouped, Unstructured
 from jaxsparse.formats.split import SplitWeight, split_features
 from jaxsparse.formats.tiles import ActivationTiles, activation_tiles
-from jaxsparse.formats.torch_layout import weight_from_torch
+from jaxsparse.formats.torch_layout import weight_from_torch, weight_to_torch
 from jaxsparse.formats.weight import SparseWeight, WeightSum, merge, split
 from jaxsparse.models.benchmark import Benchmark, Timed, benchmark
 from jaxsparse.models.calibrate import calibrate
@@ -44,10 +44,10 @@ from jaxsparse.patterns.dense import (
     block_norms,
     convert,
     fromdense,
-    fromsparse,
     norm_kept,
     with_residual,
 )
+from jaxsparse.patterns.interchange import fromsparse, tosparse
 from jaxsparse.tune.plan import Plan, Planned
 
 __all__ = [
@@ -107,6 +107,8 @@ __all__ = [
     "sparsify",
     "split",
     "split_features",
+    "tosparse",
     "weight_from_torch",
+    "weight_to_torch",
     "with_residual",
 ]

@@ -187,6 +187,11 @@ class BlockSpec(WeightSpec):
         rows, cols = indices
         return rows, cols
 
+    def coordinates(self, *indices) -> tuple[jax.Array, jax.Array]:
+        rows, cols = (index[:, None, None] * n for index, n in zip(indices, self.block_shape))
+        inside = np.indices(self.block_shape, np.int32, sparse=True)
+        return rows + inside[0][None], cols + inside[1][None]
+
     def mask(self, *indices) -> jax.Array:
         return self.format.spread(self.grid_mask(*indices), self.weight_shape)
 

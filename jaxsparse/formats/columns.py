@@ -244,18 +244,18 @@ class ColumnSpec(WeightSpec):
 
     def mask(self, *indices) -> jax.Array:
         whole = jnp.zeros(self.weight_shape, bool)
-        return whole.at[self._coordinates(*indices)].set(True, mode="drop")
+        return whole.at[self.coordinates(*indices)].set(True, mode="drop")
 
     def gather(self, matrix, *indices) -> jax.Array:
-        where = matrix.at[self._coordinates(*indices)]
+        where = matrix.at[self.coordinates(*indices)]
         return where.get(mode="fill", fill_value=0, unique_indices=True)
 
     def scatter(self, values, *indices) -> jax.Array:
-        where = jnp.zeros(self.weight_shape, values.dtype).at[self._coordinates(*indices)]
+        where = jnp.zeros(self.weight_shape, values.dtype).at[self.coordinates(*indices)]
         return where.set(values, mode="drop", unique_indices=True)
 
-    def _coordinates(self, places, *order):
-        """Row and column of the matrix view of each stored weight, outside it for unused ones."""
+    def coordinates(self, *indices) -> tuple[jax.Array, jax.Array]:
+        places, *order = indices
         rows, columns = self.positions(places)
         if not order:
             return rows, columns

@@ -164,6 +164,13 @@ class WeightSpec(abc.ABC):
         """Row and column in the grid of each part; unused places have no column of the grid."""
 
     @abc.abstractmethod
+    def coordinates(self, *indices) -> tuple[jax.Array, jax.Array]:
+        """Row and column of the matrix view of each stored entry, outside of it where it is none.
+
+        Their shapes broadcast to that of the values.
+        """
+
+    @abc.abstractmethod
     def mask(self, *indices) -> jax.Array:
         """Bool, of the matrix view: where weights may be non-zero."""
 
@@ -193,21 +200,21 @@ class WeightSpec(abc.ABC):
     def stored_values(self, matrix, *indices) -> jax.Array:
         """The stored parts of a matrix: the reference of the copies."""
         # Twice: for the scatter, which is the transpose of this, and for the values.
-        values = self.gather(self._nan_if_invalid(matrix, *indices), *indices)
-        return self._nan_if_invalid(values, *indices)
+        values = self.gather(self.nan_if_invalid(matrix, *indices), *indices)
+        return self.nan_if_invalid(values, *indices)
 
     def dense_matrix(self, values, *indices) -> jax.Array:
         """The weight as a whole: what references compute with."""
         # Twice: for the gradient by the values, and for whatever else is computed from the weight.
-        matrix = self.scatter(self._nan_if_invalid(values, *indices), *indices)
-        return self._nan_if_invalid(matrix, *indices)
+        matrix = self.scatter(self.nan_if_invalid(values, *indices), *indices)
+        return self.nan_if_invalid(matrix, *indices)
 
     def restricted_matrix(self, matrix, *indices) -> jax.Array:
         """A weight that is stored whole, with zeros off the pattern."""
         kept = jnp.where(self.mask(*indices), matrix, jnp.zeros((), matrix.dtype))
-        return self._nan_if_invalid(kept, *indices)
+        return self.nan_if_invalid(kept, *indices)
 
-    def _nan_if_invalid(self, array, *indices):
+    def nan_if_invalid(self, array, *indices):
         """NaN (or the least integer) everywhere for indices that kernels refuse, to be seen."""
         is_valid = self.is_valid(*indices)
         if jnp.issubdtype(array.dtype, jnp.integer):  # the nearest to NaN that integers have

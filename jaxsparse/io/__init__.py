@@ -7,7 +7,7 @@ shape or onto another pattern. What is zero takes no room.
 from jaxsparse.io.checkpoint import from_arrays, load, manifest_of, save, to_arrays
 from jaxsparse.io.dense import load_dense
 from jaxsparse.io.safetensors import from_safetensors, to_safetensors
-from jaxsparse.io.torch import from_torch
+from jaxsparse.io.torch import from_torch, to_torch
 
 __all__ = [
     "from_arrays",
@@ -19,4 +19,5 @@ __all__ = [
     "save",
     "to_arrays",
     "to_safetensors",
+    "to_torch",
 ]

@@ -64,7 +64,7 @@ def fill(function: str, like, find: Callable, patterns: str, given: set[str]) ->
     patterned = [name for name, value in target.values.items() if isinstance(value, Pattern)]
     found = [kernel_of(function, name, target) for name in patterned]
     sparse = {kernel.entry: kernel for kernel in found}
-    optional = _random_states(like)
+    optional = random_states(like)
     values, used, missing = {}, set(), []
     for name, value in target.values.items():
         if isinstance(value, Pattern):
@@ -203,7 +203,7 @@ def _arrays_of(source) -> dict[str, Any]:
     """The dense arrays of a source by name."""
     if isinstance(source, (str, pathlib.Path)):
         source = read("load_dense", source)
-    optional = _random_states(source)
+    optional = random_states(source)
     entries = entries_of("load_dense", source)
     for name, value in entries.values.items():
         if isinstance(value, Pattern):
@@ -236,7 +236,7 @@ def read(function: str, path) -> Any:
     return checkpoint.load_plain(function, path)
 
 
-def _random_states(tree) -> set[str]:
+def random_states(tree) -> set[str]:
     """The entries of an NNX model that are states of random streams: no weights."""
     if not is_nnx(tree):
         return set()

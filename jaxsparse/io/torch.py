@@ -1,5 +1,6 @@
-"""State dicts of PyTorch in Flax models, dense or sparse."""
+"""State dicts of PyTorch in Flax models, dense or sparse, and back."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxsparse.formats.torch_layout import weight_from_torch
-from jaxsparse.io.dense import PATTERNS, fill
-from jaxsparse.io.entries import is_nnx
+from jaxsparse.formats.torch_layout import weight_from_torch, weight_to_torch
+from jaxsparse.io.dense import PATTERNS, fill, random_states
+from jaxsparse.io.entries import entries_of, is_nnx
 
 # What Flax calls the parameters of a layer, and PyTorch.
 _NAMES = {
@@ -21,7 +22,6 @@ _NAMES = {
     "var": "running_var",
 }
 _COLLECTIONS = ("params/", "batch_stats/")  # of linen
-_NO_WEIGHT = "num_batches_tracked"
 
 
 def from_torch(
@@ -58,28 +58,16 @@ def from_torch(
         raise ValueError(
             f'from_torch: patterns is "kept", "largest" or "nonzero", got {patterns!r}.'
         )
-    given = {name: a for name, a in state_dict.items() if name.rpartition(".")[2] != _NO_WEIGHT}
-    kinds = _transposed_layers(like)
+    given = {name: a for name, a in state_dict.items() if not _is_counter(name)}
+    is_transposed = _transposed_layers(like, transposed)
 
     def find(name: str, shape):
-        for collection in _COLLECTIONS:
-            name = name.removeprefix(collection)
-        layer, _, parameter = name.removesuffix("/value").rpartition("/")
-        theirs = layer.replace("/", ".")
-        if callable(names):
-            theirs = names(layer)
-        elif names is not None:
-            theirs = names.get(layer, theirs)
-        key = ".".join(filter(None, (theirs, _NAMES.get(parameter, parameter))))
+        key, layer, parameter = _theirs(name, names)
         if key not in given:
             return None
-        array = given[key]
         if parameter != "kernel":
-            return np.asarray(array), key
-        is_transposed = kinds.get(layer, False)
-        if transposed is not None and re.fullmatch(transposed, layer):
-            is_transposed = True
-        kernel = weight_from_torch(array, transposed=is_transposed)
+            return _of_axes(np.asarray(given[key]), shape), key
+        kernel = weight_from_torch(given[key], transposed=is_transposed(layer))
         if len(shape) != kernel.ndim and kernel.ndim == 2:
             kernel = jax.numpy.reshape(kernel, shape)  # inputs or outputs on several axes
         return kernel, key
@@ -87,14 +75,116 @@ def from_torch(
     return fill("from_torch", like, find, patterns, set(given))
 
 
-def _transposed_layers(model) -> dict[str, bool]:
-    """The paths of an NNX model's transposed convolutions whose kernels have Flax's order."""
-    if not is_nnx(model):
-        return {}
-    from flax import nnx
+def to_torch(
+    model,
+    like,
+    *,
+    names: Mapping[str, str] | Callable[[str], str] | None = None,
+    transposed: str | None = None,
+) -> dict[str, np.ndarray]:
+    """The state dict that gives a PyTorch model the weights of this one: the way back.
 
-    return {
-        "/".join(map(str, path)): not module.transpose_kernel
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, nnx.ConvTranspose)
-    }
+        state = to_torch(model, network.state_dict())
+        network.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()})
+
+    Args:
+        model: a model of `flax.nnx`, or variables of a linen one, dense or sparse, packed or not.
+        like: `network.state_dict()` of the PyTorch model, of which names and shapes count.
+        names, transposed: as for `from_torch`.
+
+    Returns:
+        Arrays of NumPy by PyTorch's names, with zeros where nothing is stored. Those of bfloat16,
+        which PyTorch does not take from NumPy, are in float32.
+
+    Raises:
+        ValueError: names or shapes that do not fit; something is left over on either side.
+    """
+    given = {name: tuple(a.shape) for name, a in like.items() if not _is_counter(name)}
+    is_transposed, skipped = _transposed_layers(model, transposed), random_states(model)
+    state, lacking = {}, []
+    for name, value in entries_of("to_torch", _dense(model)).values.items():
+        if name in skipped:
+            continue
+        key, layer, parameter = _theirs(name, names)
+        if key not in given:
+            lacking.append(name)
+            continue
+        shape, array = given[key], np.array(value)  # PyTorch wants to write into it
+        if parameter == "kernel":
+            if array.ndim != len(shape) == 2:  # inputs or outputs on several axes
+                array = _of_axes(array, shape[::-1])
+            array = weight_to_torch(array, transposed=is_transposed(layer))
+        elif array.dtype == jax.numpy.bfloat16:
+            array = array.astype(np.float32)
+        state[key] = _of_axes(array, shape)
+        if state[key].shape != shape:
+            raise ValueError(
+                f"to_torch: {name!r} must have PyTorch's shape {shape} in its order of axes, got "
+                f"{state[key].shape}. Make the PyTorch model for this one."
+            )
+    left = sorted(given.keys() - state.keys())
+    for wrong, what in ((lacking, "that PyTorch's lacks"), (left, "that this one lacks")):
+        if wrong:
+            shown = ", ".join(map(repr, wrong[:4])) + (", ..." if len(wrong) > 4 else "")
+            raise ValueError(
+                f"to_torch: both models must have the same weights, got {shown}, {what}. Give "
+                "names for layers that are called otherwise."
+            )
+    return state
+
+
+def _is_counter(name: str) -> bool:
+    """Whether this counts batches, which nothing here does."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _theirs(name: str, names) -> tuple[str, str, str]:
+    """PyTorch's name of an entry, and the entry's layer and parameter."""
+    for collection in _COLLECTIONS:
+        name = name.removeprefix(collection)
+    layer, _, parameter = name.removesuffix("/value").rpartition("/")
+    theirs = layer.replace("/", ".")
+    if callable(names):
+        theirs = names(layer)
+    elif names is not None:
+        theirs = names.get(layer, theirs)
+    return ".".join(filter(None, (theirs, _NAMES.get(parameter, parameter)))), layer, parameter
+
+
+def _of_axes(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The array on as many axes as the shape has, where it has as many entries."""
+    return (
+        array.reshape(shape)
+        if array.ndim != len(shape) and array.size == math.prod(shape)
+        else array
+    )
+
+
+def _dense(model) -> Any:
+    """The model with whole kernels, zero where nothing is stored, and without patterns."""
+    if is_nnx(model):
+        from jaxsparse.models import nnx
+
+        return nnx.densify(model)
+    from jaxsparse.linen import apply_patterns, unpack
+    from jaxsparse.linen.variables import COLLECTION
+
+    if COLLECTION not in model:
+        return model
+    whole = apply_patterns(unpack(model))
+    return {name: whole[name] for name in whole if name != COLLECTION}
+
+
+def _transposed_layers(model, expression: str | None) -> Callable[[str], bool]:
+    """Whether the layer of a path is a transposed convolution whose kernel has Flax's order."""
+    known: dict[str, bool] = {}
+    if is_nnx(model):
+        from flax import nnx
+
+        known = {
+            "/".join(map(str, path)): not module.transpose_kernel
+            for path, module in nnx.iter_modules(model)
+            if isinstance(module, nnx.ConvTranspose)
+        }
+    is_named = lambda path: expression is not None and re.fullmatch(expression, path) is not None
+    return lambda path: known.get(path, False) or is_named(path)

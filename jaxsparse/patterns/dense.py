@@ -1,4 +1,4 @@
-"""Sparse weights from dense arrays and from other libraries' sparse matrices."""
+"""Sparse weights from dense arrays, and in other formats."""
 
 import functools
 import math
@@ -84,33 +84,6 @@ def largest_parts(function: str, w, format: Format, sparsity, *, order=None) -> 
     order = make.check_order(function, order, w.shape, format)
     norms = _norms(w, format, order)
     return make.from_scores(norms, format, w.shape, count, order=order)
-
-
-def fromsparse(matrix, format, *, capacity: int | None = None, order=None) -> SparseWeight:
-    """The sparse weight with the stored entries of another library's sparse matrix.
-
-    Args:
-        matrix: `[in, out]`; a `scipy.sparse` matrix or array of any kind, or a BCOO or BCSR of
-            `jax.experimental.sparse`. Entries stored twice are added, as in those libraries.
-        format, capacity, order: as in `fromdense`. Parts with a stored entry are stored, also where
-            that entry is zero.
-    """
-    rows, cols, data = _entries(matrix)
-    shape, format = make.check_weight_shape("fromsparse", matrix.shape, format)
-    order = make.check_order("fromsparse", order, shape, format)
-    for name, index, size in (("row", rows, shape[0]), ("column", cols, shape[1])):
-        if index.size and not 0 <= index.min() <= index.max() < size:
-            raise ValueError(
-                f"fromsparse: {name}s must be from 0 to {size - 1}, got {index.min()} to "
-                f"{index.max()}. The matrix is not a valid one."
-            )
-    # Straight into the parts: the dense matrix may be far larger than memory.
-    places, inside = format.parts(rows, cols, shape, order)
-    stored, slots = np.unique(places, return_inverse=True)
-    pattern = make.from_places("fromsparse", stored, format, shape, capacity, order)
-    values = np.zeros(pattern.values_shape, data.dtype)
-    np.add.at(values, (slots, *inside), data)
-    return SparseWeight(jnp.asarray(values), pattern)
 
 
 def block_norms(w, format, *, order=None) -> jax.Array:
@@ -329,31 +302,3 @@ def _as_mask(mask, shape):
             f"fromdense: the mask must have the shape of w, {shape}, got {tuple(mask.shape)}."
         )
     return mask
-
-
-def _entries(matrix):
-    """Rows, columns and numbers of the stored entries of a scipy or JAX sparse matrix."""
-    if make.is_traced(*jax.tree.leaves(matrix)):
-        raise ValueError("fromsparse: the matrix is traced. Call it outside jit.")
-    if hasattr(matrix, "tocoo") and matrix.ndim != 2:
-        raise ValueError(f"fromsparse: a matrix has two axes, got shape {matrix.shape}.")
-    if hasattr(matrix, "to_bcoo"):  # BCSR
-        matrix = matrix.to_bcoo()
-    if hasattr(matrix, "tocoo"):  # scipy.sparse
-        coo = matrix.tocoo()
-        return coo.row.astype(np.int64), coo.col.astype(np.int64), np.asarray(coo.data)
-    if hasattr(matrix, "indices") and hasattr(matrix, "n_batch"):  # BCOO
-        if matrix.ndim != 2 or matrix.n_batch or matrix.n_dense:
-            raise ValueError(
-                "fromsparse: a BCOO must be a matrix without batch or dense axes, got shape "
-                f"{matrix.shape}, n_batch={matrix.n_batch}, n_dense={matrix.n_dense}."
-            )
-        places = np.asarray(matrix.indices).astype(np.int64)
-        data = np.asarray(matrix.data)
-        # BCOO pads with indices one past the end.
-        inside = (places < np.asarray(matrix.shape)).all(axis=1)
-        return places[inside, 0], places[inside, 1], data[inside]
-    raise TypeError(
-        "fromsparse: expected a scipy.sparse matrix, BCOO or BCSR, got "
-        f"{type(matrix).__name__}. For arrays use fromdense."
-    )

@@ -167,3 +167,40 @@ def test_an_imported_weight_shares_no_memory_with_its_source():
 def test_dtypes_stay():
     for dtype in ("float16", "bfloat16", "int32"):
         assert js.weight_from_torch(jnp.ones((2, 3, 3, 3), dtype)).dtype == dtype
+
+
+# And back -----------------------------------------------------------------------------------------
+
+
+@each(RECORDED)
+def test_weights_go_back_to_pytorch_dense_or_sparse_as_they_came(case):
+    options = {
+        "transposed": case["transposed"],
+        "feature_group_count": case["options"].get("groups", 1),
+    }
+    w = imported(case)
+    for form in (w, js.fromdense(w, "unstructured"), js.with_residual(w, "grouped:2")):
+        back = js.weight_to_torch(form, **options)
+        assert back.flags.c_contiguous
+        np.testing.assert_array_equal(back, array(case, "w"))
+
+
+def test_bfloat16_goes_to_pytorch_as_float32():
+    w = jnp.arange(6, dtype="bfloat16").reshape(2, 3)
+    back = js.weight_to_torch(w)
+    assert back.dtype == np.float32
+    np.testing.assert_array_equal(back, np.arange(6).reshape(2, 3).T)
+
+
+def test_weights_that_no_layer_of_pytorch_has_are_refused():
+    w = jnp.ones((3, 4, 6))
+    for function, error, words in (
+        (lambda: js.weight_to_torch(w[0, 0]), ValueError, r"axes \[\*kernel, in, out\] or \[in, o"),
+        (lambda: js.weight_to_torch(w[0], transposed=True), ValueError, r"axes \[\*kernel, in, o"),
+        (lambda: js.weight_to_torch(w, feature_group_count=4), ValueError, "last axis, got feat"),
+        (lambda: js.weight_to_torch(w, feature_group_count=2.0), TypeError, "an int, got 2.0"),
+        (lambda: js.weight_to_torch(w > 0), TypeError, "hold numbers, got dtype bool"),
+        (lambda: jax.jit(js.weight_to_torch)(w), ValueError, "traced. Call it outside jit"),
+    ):
+        with pytest.raises(error, match=words):
+            function()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from machine import need
 from orbax import checkpoint as ocp
 
 import jaxsparse as js
@@ -229,3 +230,97 @@ def test_a_state_dict_that_does_not_fit_is_refused(rng):
         jio.from_torch(state, net(0))
     with pytest.raises(ValueError, match="got 'more.weight', that the target lacks"):
         jio.from_torch({**state, "more.weight": 1}, net(0), names={"heads/0": "fc"})
+
+
+# And back to PyTorch ------------------------------------------------------------------------------
+
+NAMES = {"heads/0": "fc"}
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "packed"])
+def test_a_state_dict_of_torch_comes_back_from_a_model(form, rng):
+    state = state_dict(rng)
+    state["conv.weight"] *= rng.random((8, 8, 3)) < 0.2
+    like = net(0) if form == "dense" else sparse_net(0, packed=form == "packed")
+    patterns = "kept" if form == "dense" else "nonzero"
+    model = jio.from_torch(state, like, names=NAMES, patterns=patterns)
+    back = jio.to_torch(model, state, names=NAMES)
+    assert back.keys() == state.keys() - {"norm.num_batches_tracked"}
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_what_a_pattern_does_not_store_is_zero_for_torch(rng):
+    """Between a step of an optimizer and `apply_patterns` a kernel may hold something else."""
+    model = sparse_net(0)
+    mask = np.asarray(model.conv.pattern.mask()).transpose(2, 1, 0)
+    model.conv.kernel[...] = jnp.ones_like(model.conv.kernel[...])
+    back = jio.to_torch(model, state_dict(rng), names=NAMES)
+    np.testing.assert_array_equal(back["conv.weight"], mask)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "packed"])
+def test_a_state_dict_of_torch_comes_back_from_linen_variables(form, rng):
+    """With outputs on several axes, which PyTorch has on one, in the bias too."""
+    model = nn.Sequential([nn.ConvTranspose(8, (3,)), nn.DenseGeneral((2, 4))])
+    x = jnp.ones((1, 5, 4))
+    variables = model.init(jax.random.key(0), x)
+    if form != "dense":
+        model, variables, _ = js.sparsify(
+            model, js.Rule(".*", "unstructured", sparsity=0.5), variables, x
+        )
+    if form == "packed":
+        variables = jlinen.pack(variables)
+    draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    state = {
+        "layers_0.weight": draw(4, 8, 3),
+        "layers_0.bias": draw(8),
+        "layers_1.weight": draw(8, 8),
+        "layers_1.bias": draw(8),
+    }
+    loaded = jio.from_torch(state, variables, transposed="layers_0", patterns="nonzero")
+    back = jio.to_torch(loaded, state, transposed="layers_0")
+    assert back.keys() == state.keys()
+    for name, array in back.items():
+        np.testing.assert_array_equal(array, state[name])
+
+
+def test_a_model_that_the_one_of_torch_does_not_fit_is_refused(rng):
+    state, model = state_dict(rng), net(0)
+    with pytest.raises(ValueError, match="got 'heads/0/bias', 'heads/0/kernel', that PyTorch's la"):
+        jio.to_torch(model, state)
+    with pytest.raises(ValueError, match="got 'more', that this one lacks"):
+        jio.to_torch(model, {**state, "more": np.ones(1)}, names=NAMES)
+    wrong = {**state, "conv.weight": np.ones((8, 8, 5))}
+    with pytest.raises(ValueError, match=r"'conv/kernel' must have .* \(8, 8, 5\).* \(8, 8, 3\)"):
+        jio.to_torch(model, wrong, names=NAMES)
+
+
+def test_a_network_of_torch_computes_what_the_packed_model_does(rng):
+    need("torch")
+    import torch
+
+    model = net(0)
+    model.up = nnx.ConvTranspose(4, 8, (3,), strides=2, padding=[(1, 2)], rngs=nnx.Rngs(1))
+    model.norm.mean[...], model.norm.var[...] = jnp.arange(8.0), jnp.arange(8.0) + 1
+    model.eval()
+    model, _ = js.sparsify(model, js.Rule(".*", "unstructured", sparsity=0.75))
+    packed = jnnx.pack(model)
+    network = torch.nn.ModuleDict(
+        {
+            "up": torch.nn.ConvTranspose1d(4, 8, 3, stride=2, padding=1, output_padding=1),
+            "norm": torch.nn.BatchNorm1d(8),
+            "conv": torch.nn.Conv1d(8, 8, 3, padding=1),
+            "fc": torch.nn.Linear(8, 16),
+        }
+    )
+    state = jio.to_torch(packed, network.state_dict(), names=NAMES)
+    network.load_state_dict({name: torch.from_numpy(a) for name, a in state.items()})
+    network.eval()
+    x = rng.standard_normal((2, 7, 4)).astype(np.float32)
+    with torch.no_grad():
+        y = torch.from_numpy(x.swapaxes(1, 2))
+        for name in ("up", "norm", "conv"):
+            y = network[name](y)
+        y = network["fc"](y.swapaxes(1, 2))
+    np.testing.assert_allclose(packed(x), y, rtol=0, atol=1e-5)
