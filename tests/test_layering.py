@@ -50,6 +50,7 @@ MAY_IMPORT = {
 FLAX = {"layers", "linen", "nnx", "models", "bench"}
 OTHERS = {
     **{layer: {"flax"} for layer in FLAX},
+    "patterns": {"scipy"},
     "tune": {"tqdm"},
     "io": {"flax", "orbax", "safetensors", "matplotlib"},
     "__main__": {"flax"},

@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxsparse.core import compat
+from jaxsparse.core import compat, modes, names
 
 
 def with_contract(name: str, function: Callable, weight_grad: Callable | None = None) -> Callable:
@@ -27,20 +27,23 @@ def with_contract(name: str, function: Callable, weight_grad: Callable | None = 
         A function of the same arguments. Its residuals are the arguments themselves.
     """
 
-    @jax.custom_vjp
-    def call(x, w, *indices):
-        return function(x, w, *indices)
+    # Loops are differentiated when the layer inside has returned: its name comes along, for checks.
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def call(layer, x, w, *indices):
+        with names.layer(layer):
+            return function(x, w, *indices)
 
-    def forward(x, w, *indices):
-        return call(x, w, *indices), (x, w, indices)
+    def forward(layer, x, w, *indices):
+        return call(layer, x, w, *indices), (x, w, indices)
 
-    def backward(saved, g):
+    def backward(layer, saved, g):
         x, w, indices = saved
-        (dx,) = jax.linear_transpose(lambda x: function(x, w, *indices), x)(g)
-        if weight_grad is None:
-            (dw,) = jax.linear_transpose(lambda w: function(x, w, *indices), w)(g)
-        else:
-            dw = weight_grad(x, g)
+        with names.layer(layer):
+            (dx,) = jax.linear_transpose(lambda x: function(x, w, *indices), x)(g)
+            if weight_grad is None:
+                (dw,) = jax.linear_transpose(lambda w: function(x, w, *indices), w)(g)
+            else:
+                dw = weight_grad(x, g)
         return dx, dw, *[None] * len(indices)
 
     call.defvjp(forward, backward)
@@ -48,7 +51,8 @@ def with_contract(name: str, function: Callable, weight_grad: Callable | None = 
     def guarded(x, w, *indices):
         # Outside the custom_vjp: the transpose of this mark sums gradients over devices.
         x, w, *indices = compat.vary_alike(x, w, *indices)
-        y = call(_reverse_only(name, x), _reverse_only(name, w), *indices)
+        layer = names.current() if modes.current().check else ""
+        y = call(layer, _reverse_only(name, x), _reverse_only(name, w), *indices)
         return _result.bind(y, name=name)
 
     return guarded

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxsparse.formats.weight import SparseWeight, WeightSum
 
@@ -70,7 +71,7 @@ def weight_to_torch(
     """
     name = "weight_to_torch"
     w = weight.todense() if isinstance(weight, (SparseWeight, WeightSum)) else weight
-    if isinstance(w, jax.core.Tracer):
+    if isinstance(w, Tracer):
         raise ValueError(f"{name}: the weight is traced. Call it outside jit.")
     w = np.asarray(w)
     if not jnp.issubdtype(w.dtype, jnp.number):

@@ -148,7 +148,8 @@ def _theirs(name: str, names) -> tuple[str, str, str]:
         theirs = names(layer)
     elif names is not None:
         theirs = names.get(layer, theirs)
-    return ".".join(filter(None, (theirs, _NAMES.get(parameter, parameter)))), layer, parameter
+    own = _NAMES.get(parameter, parameter)
+    return f"{theirs}.{own}" if theirs else own, layer, parameter
 
 
 def _of_axes(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -103,8 +103,9 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
         kind = "?" if module is None else module.type.__name__
         row = functools.partial(Replaced, name, kind, shape)
         if known is not None:
-            pattern = kernels.pattern_of(known)
-            rows.append(row(str(pattern.format), pattern.density, "it is sparse already"))
+            pattern, why = kernels.pattern_of(known), "it is sparse already"
+            rules.note_refused(name, object if module is None else module.type, why)
+            rows.append(row(str(pattern.format), pattern.density, why))
             continue
         why = why_not(module)
         if why or module is None or module.kernel_shape is None:
@@ -143,7 +144,10 @@ def sparsify(model, rules: Rules, variables, sample, call) -> tuple[Any, Any, Su
 
 
 def densify(model, variables):
-    """The model of its first class, and its variables with whole kernels and no patterns."""
+    """The model of its first class, and its variables with whole kernels and no patterns of it.
+
+    Layers of ours that the code of the model makes itself need theirs and keep them.
+    """
     if smaller := [layer.path for layer in substituted_in(model) if layer.is_smaller]:
         raise ValueError(
             "densify: the layers of a linen model have the sizes that its code gives them, got "
@@ -154,15 +158,42 @@ def densify(model, variables):
     if COLLECTION in variables:
         whole = sparse.apply_patterns(sparse.unpack(variables))
         kept = {name: whole[name] for name in kept}
+        replaced = {layer.path for layer in substituted_in(model)}
+        if own := _without(whole[COLLECTION], replaced):
+            kept[COLLECTION] = own
     kept = freeze(kept) if isinstance(variables, FrozenDict) else kept
     cls = _DENSE_CLASSES.get(type(model))
     return (model if cls is None else cls(**_fields(model))), kept
+
+
+def _without(patterns, replaced: set, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The collection less the patterns of these layers."""
+    kept = {}
+    for name, inner in patterns.items():
+        if not isinstance(inner, Mapping):
+            if path not in replaced:
+                kept[name] = inner
+        elif below := _without(inner, replaced, (*path, name)):
+            kept[name] = below
+    return kept
 
 
 # The model that intercepts its layers -------------------------------------------------------------
 
 _DENSE_CLASSES: dict[type, type] = {}
 _FIELD = "sparse_layers"
+
+
+def check_patterns(function: str, model, variables) -> None:
+    """Raises unless the variables have the pattern of every layer that the model runs sparse."""
+    patterns = variables.get(COLLECTION, {})
+    for layer in substituted_in(model):
+        if layer.has_pattern and stored_at(patterns, layer.path) is None:
+            name = "/".join(layer.path) or "the model itself"
+            raise ValueError(
+                f'{function}: the collection "{COLLECTION}" holds the pattern of {name}, got '
+                "variables without it. Pass all that jaxsparse.sparsify returned."
+            )
 
 
 def substituted_in(model) -> tuple[Substituted, ...]:

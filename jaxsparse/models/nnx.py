@@ -38,8 +38,10 @@ def sparsify(model, rules: Rules) -> tuple[Any, Summary]:
         kernel_shape = whole_shape(layer)
         row = functools.partial(Replaced, path, kind.__name__, kernel_shape)
         if isinstance(layer, SparseKernel) and layer.pattern is not None:
-            pattern = layer.pattern
-            rows[path] = row(str(pattern.format), pattern.density, "it is sparse already")
+            pattern, why = layer.pattern, "it is sparse already"
+            layer.name = layer.name or path
+            rules.note_refused(path, kind, why)
+            rows[path] = row(str(pattern.format), pattern.density, why)
             continue
         if why := why_not(kind):
             rules.note_refused(path, kind, why)

@@ -71,6 +71,7 @@ class Whole:
 
     def packed(self, notes: dict[str, str]) -> tuple[Any, Any, Summary]:
         """The model, its variables with values only, and what became of each layer."""
+        substitution.check_patterns("pack", self.model, self.variables)
         variables, rows = self.variables, []
         if COLLECTION in variables:
             variables = sparse.pack(variables)

@@ -90,7 +90,7 @@ class Rules:
     """
 
     def __init__(self, rules: Rule | Iterable[Rule], masks: Mapping | None):
-        self._rules = (rules,) if isinstance(rules, Rule) else tuple(rules)
+        self._rules = (rules,) if isinstance(rules, (Rule, str)) else tuple(rules)
         for rule in self._rules:
             if not isinstance(rule, Rule):
                 raise TypeError(
@@ -206,6 +206,11 @@ def pattern_for(
     format = as_format(rule.format)
     _check_fit(path, format, shape, rule)
     lead, weight = kernel.shape[:num_lead], kernel if mask is None else mask
+    if isinstance(kernel, jax.ShapeDtypeStruct):
+        raise ValueError(
+            f"sparsify: patterns are those of kernels, got the shape of one only for {path!r}. "
+            "Pass a model with arrays, or call it inside jax.eval_shape with a sparsity."
+        )
     if is_traced(weight):
         if mask is not None or rule.sparsity is None:
             raise ValueError(

@@ -72,7 +72,8 @@ def densify(model, variables=None) -> Any:
 
     Args:
         model: as for `sparsify`; stays as it is. Layers of `jaxsparse.nnx` that were made by hand
-            become Flax's, too; packed ones are unpacked.
+            become Flax's, too; those of `jaxsparse.linen`, which the model's own code makes, keep
+            their patterns. Packed ones are unpacked.
         variables: of a linen model.
 
     Returns:

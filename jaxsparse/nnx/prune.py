@@ -19,9 +19,15 @@ def start_pruning(pruner, model, *, key=None) -> Any:
         key: a `jax.random` key, from which everything random is drawn.
 
     Raises:
-        ValueError: a layer is packed, or what `pruner.init` raises.
+        ValueError: a layer is packed, there is no sparse one, or what `pruner.init` raises.
     """
-    return pruner.init(_weights(model), key=key, patterns=_patterns("start_pruning", model))
+    patterns = _patterns("start_pruning", model)
+    if not jax.tree.leaves(patterns):
+        raise ValueError(
+            "start_pruning: the model must have sparse layers, got one without. Make some with "
+            "jaxsparse.sparsify; rules with sparsity=0 store all weights at first."
+        )
+    return pruner.init(_weights(model), key=key, patterns=patterns)
 
 
 def prune(pruner, model, optimizer, state, loss=None) -> Any:

@@ -9,6 +9,9 @@ from flax import nnx
 from flax_networks import assert_close, make_linen, make_nnx
 
 import jaxsparse as js
+import jaxsparse.linen as jslinen
+import jaxsparse.nnx as jsnnx
+from jaxsparse import pruning
 
 X = jax.random.normal(jax.random.key(3), (4, 16))
 IMAGE = jax.random.normal(jax.random.key(4), (2, 5, 5, 4))
@@ -222,3 +225,127 @@ def test_bad_input_gets_a_sentence(case):
     rule, masks, words = BAD[case]
     with pytest.raises(ValueError, match=words):
         js.sparsify(LinenDeep(), rule, STACKED, X, masks=masks)
+
+
+# Loops, and layers that are sparse already --------------------------------------------------------
+
+
+def names_compared(run):
+    with js.check() as checked:
+        run()
+    members = {row.member.rpartition("_")[0] for row in checked.rows}
+    assert len(members) > 1, "forward and backward"
+    return {row.name for row in checked.rows}
+
+
+@pytest.mark.parametrize("name", ["nnx.vmap", "nnx.scan", "nnx.remat"])
+def test_a_check_names_layers_of_nnx_in_loops_forward_and_backward(name):
+    make, x, _ = NNX[name]
+    sparse, _ = js.sparsify(make_nnx(make), js.Rule(".*", "4x4", sparsity=0.5))
+    loss = lambda model, x: (model(x) ** 2).sum()
+    assert names_compared(lambda: nnx.jit(nnx.grad(loss))(sparse, x)) == {"layers"}
+
+
+@pytest.mark.parametrize("name", ["nn.vmap", "nn.scan", "nn.remat"])
+def test_a_check_names_layers_of_linen_in_loops_forward_and_backward(name):
+    model, x, _ = LINEN[name]
+    model, variables, summary = js.sparsify(
+        model, js.Rule(".*", "4x4", sparsity=0.5), make_linen(model, x), x
+    )
+    loss = lambda params: (model.apply({**variables, "params": params}, x) ** 2).sum()
+    names = names_compared(lambda: jax.jit(jax.grad(loss))(variables["params"]))
+    assert names == {row.path for row in summary.sparse}
+
+
+class Mixed(nnx.Module):
+    """One layer is sparse by the model's own code; None stands among its members."""
+
+    def __init__(self, rngs):
+        self.own = jsnnx.Linear(16, 16, format="4x4", sparsity=0.75, rngs=rngs)
+        self.nothing = None
+        self.mixture = nnx.data((nnx.Linear(16, 16, rngs=rngs), None))
+
+    def __call__(self, x):
+        return self.mixture[0](self.own(x))
+
+
+class LinenMixed(nn.Module):
+    def setup(self):
+        self.own = jslinen.Dense(16, format="4x4", sparsity=0.75)
+        self.nothing = None
+        self.mixture = (nn.Dense(16), None)
+
+    def __call__(self, x):
+        return self.mixture[0](self.own(x))
+
+
+def test_layers_that_nnx_models_make_sparse_themselves_stay_so_and_are_named():
+    sparse, summary = js.sparsify(Mixed(nnx.Rngs(0)), js.Rule(".*", "4x4", sparsity=0.5))
+    assert summary["own"].reason == "it is sparse already"
+    assert summary["own"].density == 0.25
+    with js.check() as checked:
+        sparse(X)
+    assert {row.name for row in checked.rows} == {"own", "mixture/0"}
+
+
+def test_layers_that_linen_models_make_sparse_themselves_stay_so_through_densify():
+    model = LinenMixed()
+    given = model.init(jax.random.key(0), X)
+    sparse, variables, summary = js.sparsify(model, js.Rule(".*", "4x4", sparsity=0.5), given, X)
+    assert summary["own"].reason == "it is sparse already"
+    expected = sparse.apply(variables, X)
+    for one in (variables, js.pack(sparse, variables)[1]):
+        back, dense = js.densify(sparse, one)
+        assert back == model
+        assert jax.tree.structure(dense) == jax.tree.structure(given)
+        assert_close(back.apply(dense, X), expected)
+
+
+# Wrong orders of calls ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["sparse", "packed"])
+def test_what_is_sparse_already_is_not_made_sparse_again_silently(form):
+    rule = js.Rule(".*", "4x4", sparsity=0.5)
+    sparse, _ = js.sparsify(make_nnx(Deep), rule)
+    one = js.pack(sparse)[0] if form == "packed" else sparse
+    with pytest.raises(ValueError, match=r"matches none; it matches layers \(it is sparse already"):
+        js.sparsify(one, rule)
+    sparse, variables, _ = js.sparsify(LinenDeep(), rule, STACKED, X)
+    one = js.pack(sparse, variables)[1] if form == "packed" else variables
+    with pytest.raises(ValueError, match=r"matches ScanStep_0/Dense_0 \(it is sparse already"):
+        js.sparsify(sparse, rule, one, X)
+
+
+def test_packing_twice_changes_nothing():
+    rule = js.Rule(".*", "4x4", sparsity=0.5)
+    once, _ = js.pack(js.sparsify(make_nnx(Deep), rule)[0])
+    twice, _ = js.pack(once)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(twice), nnx.state(once))
+    model, variables, _ = js.pack(*js.sparsify(LinenDeep(), rule, STACKED, X)[:2])
+    _, again, _ = js.pack(model, variables)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
+def test_variables_without_their_patterns_are_not_packed_as_dense_ones():
+    model, variables, _ = js.sparsify(LinenDeep(), js.Rule(".*", "4x4", sparsity=0.5), STACKED, X)
+    with pytest.raises(
+        ValueError, match="holds the pattern of ScanStep_0/Dense_0, got variables w"
+    ):
+        js.pack(model, {"params": variables["params"]})
+
+
+def test_shapes_in_place_of_kernels_get_a_sentence():
+    rule = js.Rule(".*", "4x4", sparsity=0.5)
+    with pytest.raises(ValueError, match="got the shape of one only for 'layers'"):
+        js.sparsify(nnx.eval_shape(lambda: Deep(nnx.Rngs(0))), rule)
+    shapes = jax.eval_shape(LinenDeep().init, jax.random.key(0), X)
+    with pytest.raises(ValueError, match="got the shape of one only for 'ScanStep_0/Dense_0'"):
+        js.sparsify(LinenDeep(), rule, shapes, X)
+    made = nnx.eval_shape(lambda: js.sparsify(Deep(nnx.Rngs(0)), rule)[0])
+    assert made.layers.pattern.values_shape == (3, 8, 4, 4)
+
+
+def test_pruning_a_model_without_patterns_gets_a_sentence():
+    with pytest.raises(ValueError, match="must have sparse layers, got one without"):
+        jsnnx.start_pruning(pruning.rigl(end=100), make_nnx(Deep), key=jax.random.key(0))
