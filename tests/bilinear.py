@@ -27,6 +27,9 @@ CONVS = {
     "conv_transpose": ("grouped:3", _conv((3,), (3,), (3, 4), transposed=True)),
 }
 
+# Of the ops below, those that have kernels for GPUs.
+WITH_CUDA_KERNELS = ("matmul", "stored_dense", "sddmm")
+
 
 @dataclasses.dataclass(frozen=True)
 class Op:
@@ -133,6 +136,22 @@ def make_ops(dtype="float32") -> dict[str, Op]:
         make_masked(dtype),
     )
     return {op.name: op for op in ops}
+
+
+def make_all(dtype="float32") -> dict[str, Op]:
+    """The same, and what is made of them."""
+    ops = make_ops(dtype)
+    x, w = ops["masked_conv"].a, ops["masked_conv"].b
+    stored = ops["stored_dense"]
+    dot = functools.partial(js.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
+    weight = cases.make(PROBLEM).weight(dtype, garbage=False)
+    more = (
+        Op("dot_general", lambda x, v, **options: dot(x, weight.with_values(v), **options),
+           ops["matmul"].theirs, ops["matmul"].a, ops["matmul"].b),
+        Op("masked_conv_transpose", js.masked_conv_transpose, jax.lax.conv_transpose, x, w),
+        Op("masked_matmul", js.masked_matmul, jnp.matmul, stored.a, stored.b),
+    )  # fmt: skip
+    return ops | {op.name: op for op in more}
 
 
 def equal(ours, theirs):

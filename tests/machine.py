@@ -12,6 +12,7 @@ import textwrap
 import jax
 import pytest
 import sass
+import xla_for_gpus
 
 import jaxsparse
 from jaxsparse.core import native
@@ -37,6 +38,8 @@ def why_absent(what: str) -> str | None:
     if what == "hopper_hardware":
         capabilities = [device.compute_capability for device in native.devices("cuda")]
         return None if "9.0" in capabilities else f"of compute capability 9.0, got {capabilities}"
+    if what == "xla_for_gpus":
+        return xla_for_gpus.why_absent()
     if what in ("c++", "cmake", "nvcc"):
         return None if shutil.which(what) else "not in PATH"
     if what in ("scipy", "flatbuffers", "torch"):
@@ -70,6 +73,7 @@ def run_together(
     """What each of several programs prints, that run at once in processes as of `run_python`."""
     package = pathlib.Path(jaxsparse.__file__).parents[1]
     paths = [str(package), str(pathlib.Path(__file__).parent)]
+    paths += filter(None, [environ.pop("PYTHONPATH", "")])
     kept = {
         "PYTHONPATH": os.pathsep.join(paths),
         "JAX_PLATFORMS": "cpu",

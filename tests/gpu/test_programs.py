@@ -8,53 +8,13 @@ import numpy as np
 import oracle
 import pytest
 from machine import run_python
+from transforms import TRANSFORMS, cubes
 
 import jaxsparse as js
 from jaxsparse.core import native
 
-OPS = {name: op for name, op in bilinear.make_ops().items() if not name.startswith("conv")}
 PLAIN = bilinear.make_ops()
-
-
-def cubes(f):
-    return lambda a, b: jnp.sum(f(a, b) ** 3)
-
-
-TRANSFORMS = {
-    "jit": jax.jit,
-    "grad": lambda f: jax.grad(cubes(f), (0, 1)),
-    "grad_of_grad": lambda f: jax.grad(
-        lambda a, b: sum(jnp.sum(g**2) for g in jax.grad(cubes(f), (0, 1))(a, b)), (0, 1)
-    ),
-    "jvp": lambda f: lambda a, b: jax.jvp(f, (a, b), (jnp.flip(a), jnp.flip(b))),
-    "linearize": lambda f: lambda a, b: jax.linearize(f, a, b)[1](a, b),
-    "forward_over_reverse": lambda f: (
-        lambda a, b: jax.jvp(jax.grad(cubes(f), (0, 1)), (a, b), (jnp.flip(a), jnp.flip(b)))
-    ),
-    "remat": lambda f: jax.grad(jax.checkpoint(cubes(f)), (0, 1)),
-    "vmap_a": lambda f: lambda a, b: jax.vmap(f, (0, None))(jnp.stack([a, -a, 2 * a]), b),
-    "vmap_b": lambda f: lambda a, b: jax.vmap(f, (None, 0))(a, jnp.stack([b, -b, 2 * b])),
-    "vmap_of_grad": lambda f: (
-        lambda a, b: jax.vmap(jax.grad(cubes(f), (0, 1)), (0, None))(jnp.stack([a, -a]), b)
-    ),
-    "grad_of_vmap": lambda f: (
-        lambda a, b: jax.grad(
-            lambda b: jnp.sum(jax.vmap(f, (0, None))(jnp.stack([a, -a]), b) ** 3)
-        )(b)
-    ),
-    "scan": lambda f: (
-        lambda a, b: jax.lax.scan(lambda a, _: (a + 1, jnp.sum(f(a, b))), a, None, length=3)
-    ),
-    "shard_map": lambda f: (
-        lambda a, b: jax.shard_map(
-            f,
-            mesh=jax.make_mesh((1,), ("all",), devices=jax.devices()[:1]),
-            in_specs=jax.sharding.PartitionSpec(),
-            out_specs=jax.sharding.PartitionSpec(),
-            check_vma=False,
-        )(a, b)
-    ),
-}
+OPS = {name: PLAIN[name] for name in bilinear.WITH_CUDA_KERNELS}
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
