@@ -101,21 +101,41 @@ def make_convs(dtype) -> list[Op]:
     return ops
 
 
-def make_masked(dtype) -> Op:
-    """A convolution of active places alone: of x, and of results."""
+def make_masked(dtype) -> list[Op]:
+    """Ops on sparse inputs, of active places alone, and one whose results are, too."""
     rng = np.random.default_rng(2)
     mask = jnp.asarray([[True, False, True, True, False], [False, True, True, False, False]])
-    x = jnp.asarray(oracle.small_integers(rng, (2, 5, 3), 1), dtype)
-    w = jnp.asarray(oracle.small_integers(rng, (3, 3, 3), 1), dtype)
+    draw = lambda *shape: jnp.asarray(oracle.small_integers(rng, shape, 1), dtype)
+    x, w, matrix = draw(2, 5, 3), draw(3, 3, 3), draw(3, 4)
     at_active = lambda a: jnp.where(mask[..., None], a, jnp.zeros((), a.dtype))
 
-    def theirs(x, w):
+    def theirs_conv(x, w):
         layout, options = ("NWC", "WIO", "NWC"), {"precision": "highest"}
         conv = functools.partial(jax.lax.conv_general_dilated, dimension_numbers=layout, **options)
         return at_active(conv(at_active(x), w, (1,), "SAME"))
 
-    ours = functools.partial(js.masked_conv, mask=mask, submanifold=True)
-    return Op("masked_conv", ours, theirs, x, w)
+    def theirs_transposed(x, w):
+        layout = ("NWC", "WIO", "NWC")
+        return jax.lax.conv_transpose(
+            at_active(x), w, (2,), "SAME", dimension_numbers=layout, precision="highest"
+        )
+
+    def theirs_matmul(x, w):
+        return jnp.matmul(at_active(x), w, precision="highest")
+
+    submanifold = functools.partial(js.masked_conv, mask=mask, submanifold=True)
+    transposed = functools.partial(js.masked_conv_transpose, mask=mask, strides=2)
+    return [
+        Op("masked_conv", submanifold, theirs_conv, x, w),
+        Op("masked_conv_transpose", transposed, theirs_transposed, x, w),
+        Op(
+            "masked_matmul",
+            functools.partial(js.masked_matmul, mask=mask),
+            theirs_matmul,
+            x,
+            matrix,
+        ),
+    ]
 
 
 def make_ops(dtype="float32") -> dict[str, Op]:
@@ -133,7 +153,7 @@ def make_ops(dtype="float32") -> dict[str, Op]:
         Op("stored_dense", stored_dense, of_layer(plain_matmul_stored_dense), x, everywhere),
         Op("sddmm", sddmm, of_layer(plain_sddmm), x, g),
         *make_convs(dtype),
-        make_masked(dtype),
+        *make_masked(dtype),
     )
     return {op.name: op for op in ops}
 

@@ -124,8 +124,9 @@ class Check:
         ways = {choice.path if is_copied or choice.path == "ffi" else "xla": result}
         if choice.path != "ffi":
             try:
-                choose("ffi")
-                ways["ffi"], why = by("ffi"), choice.reason
+                if choose("ffi").path == "ffi":
+                    ways["ffi"] = by("ffi")
+                why = choice.reason
             except NotImplementedError as error:
                 why = str(error)
         if set(ways) == {"xla"}:

@@ -64,15 +64,18 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         return Choice(implementation, f'implementation="{implementation}"')
     batch = batch_size(member, spec, n_group, shapes)
     absent = _why_no_handler(member, dtype, batch, platforms)
-    if implementation == "ffi":
-        if absent:
-            raise NotImplementedError(
-                f'{member.name}: implementation="ffi" needs a compiled kernel, but {absent}. '
-                "Use implementation=None to run what there is."
-            )
-        return Choice("ffi", 'implementation="ffi"')
+    if absent and implementation == "ffi":
+        raise NotImplementedError(
+            f'{member.name}: implementation="ffi" needs a compiled kernel, but {absent}. '
+            "Use implementation=None to run what there is."
+        )
     if absent:
         return Choice("xla", absent)
+    own = member.family.choose(member, spec, dtype.name) if member.family.choose else None
+    if own is not None and own.path != "ffi":
+        return own  # whatever is asked for: a kernel would have nothing to skip
+    if implementation == "ffi":
+        return Choice("ffi", 'implementation="ffi"')
     if all(kind.role is not Role.BATCHED for kind in member.family.kinds):
         return Choice("ffi", "a copy")
     setting = modes.current()
@@ -83,8 +86,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
         key = call_key(member, spec, n_group, shapes, dtype)
         if (planned := setting.plan.path_of(key)) is not None:
             return Choice(*planned)
-    if member.family.choose:
-        return member.family.choose(member, spec, dtype.name)
+    if own is not None:
+        return own
     dtype = member.cast_from(spec) or dtype.name
     return _by_density(member, spec, member.num_stored(shapes), batch, dtype, platforms[0])
 

@@ -51,7 +51,10 @@ def mask_of_output(layer, mask, *, transposed: bool) -> jax.Array:
         return mask
     taps = layer.kernel_size
     taps = (taps,) if isinstance(taps, int) else tuple(taps)
-    return output_mask(mask, taps, transposed=transposed, **_moves(layer, transposed))
+    moves = _moves(layer, transposed)
+    if transposed:
+        moves["transpose_kernel"] = layer.transpose_kernel
+    return output_mask(mask, taps, transposed=transposed, **moves)
 
 
 def _moves(layer, transposed: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def calibrate(model, *sample, mode: str = "forward", budget_s: float = 60.0, **c
     A kind of call is all that is static about it: op, direction, shapes and so the batch, dtype,
     format and number of stored weights. Each is measured by itself, with the patterns of the model;
     then the whole, dense, sparse and by plan, and if one of the former is faster, the plan takes
-    that way for all calls.
+    that way for all calls. Calls on sparse inputs are left out: they decide when they run.
 
     Args:
         model: a `flax.nnx.Module`, an unbound `flax.linen.Module`, or a function.
@@ -66,7 +66,9 @@ def calibrate(model, *sample, mode: str = "forward", budget_s: float = 60.0, **c
         in_order = sorted(kinds.values(), key=lambda kind: -kind.macs)
         planned, skipped = [], []
         for i, kind in enumerate(progress.over(in_order, "calibrate")):
-            if kind.indices is None:
+            if kind.member.family.choose:
+                skipped.append(f"{kind.key}: it decides when it runs, by the zeros of its input")
+            elif kind.indices is None:
                 skipped.append(f"{kind.key}: its pattern is not known before the model runs")
             elif elapsed() > _FOR_CALLS:
                 skipped.append(f"{kind.key}: the budget of {budget_s:g} s did not suffice")

@@ -141,8 +141,6 @@ def _reference(spec: MaskedSpec, x, w, *places):
 def _choose(member, spec: MaskedSpec, dtype: str) -> dispatch.Choice:
     if not _is_sparse(member.result.name, spec):
         return dispatch.Choice("dense", "a gradient that is wanted everywhere skips nothing")
-    if spec.is_strict:
-        return dispatch.Choice("ffi", 'implementation="ffi"')
     if spec.threshold is not None:
         share = f"from {float(spec.threshold):.4g} zeros on"
     else:
@@ -188,10 +186,9 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
 
     if spec.is_strict or modes.current().mode == "sparse":
         return sparse()
-    decisive = spec.source if spec.source in places else masks[0]
-    channels = spec.channels["xy".index(decisive)]
-    dtype = arrays[0].dtype.name
-    pays = _pays(kind, spec, dtype, places[decisive], channels)
+    counts = places[spec.source if spec.source in places else masks[0]]
+    channels = spec.channels["xy".index(spec.source)]  # which both sides' counts are of
+    pays = _pays(kind, spec, arrays[0].dtype.name, counts, channels)
     if (decisions := modes.current().decisions) is not None:
         jax.debug.callback(functools.partial(decisions.record, member.name), pays)
     return lax.cond(pays, sparse, dense)
@@ -217,10 +214,20 @@ def _is_at_most(counts, share: Fraction, of: int):
     limit = math.floor(share * size * of)
     if size * of < 2**31:
         return jnp.sum(counts) <= limit
-    # Two digits of 12 bits and the rest, as the sum need not fit 32 bits.
-    low, high = jnp.sum(counts & 4095), jnp.sum(counts >> 12)
-    high, low = high + (low >> 12), low & 4095
-    return (high < limit >> 12) | ((high == limit >> 12) & (low <= limit & 4095))
+    # A sum of 64 bits in two words, as there need not be integers so wide.
+    low, high = lax.reduce(
+        (counts.astype(jnp.uint32), jnp.zeros(counts.shape, jnp.uint32)),
+        (jnp.uint32(0), jnp.uint32(0)),
+        _add_words,
+        range(counts.ndim),
+    )
+    of_low, of_high = jnp.uint32(limit % 2**32), jnp.uint32(limit >> 32)
+    return (high < of_high) | ((high == of_high) & (low <= of_low))
+
+
+def _add_words(a, b):
+    low = a[0] + b[0]
+    return low, a[1] + b[1] + (low < a[0]).astype(jnp.uint32)
 
 
 def _family(masks, name: str, **options) -> Family:
@@ -321,14 +328,17 @@ def masked_conv(
             The rest of `x` counts as zero, whatever it holds. Active places then are not looked
             for, and the derivative by what is masked is zero. None: every place that has a nonzero.
         threshold: the share of zeros, from 0 to 1, from which on they are skipped; exactly this
-            share is enough. With a mask, all numbers at active places count as nonzeros. None:
-            what was measured for this machine, of places and of numbers.
+            share is enough. With a mask, all numbers at active places count as nonzeros; what
+            padding repeats and what dilation puts between inputs counts, too. None: what was
+            measured for this machine, of places and of numbers.
         submanifold: whether results are computed at active places only, and are zero elsewhere.
             The convolution must then keep the sizes of space.
         strides, padding, input_dilation, kernel_dilation, feature_group_count, precision,
         preferred_element_type: as in `jaxsparse.conv`.
         implementation: None decides as above. "ffi" is the compiled kernel whatever the input, or
-            an error that says why there is none; "xla" and "dense" are XLA's dense convolution.
+            an error that says why there is none; "xla" and "dense" are XLA's dense convolution. The
+            gradient of `x` is always XLA's where it is wanted everywhere and nothing is given to
+            skip.
         grad: "exact" is the derivative: the gradient of `x` is dense where no mask is given.
             "masked" takes the places found active for a mask, and so has no gradient elsewhere.
 
@@ -419,6 +429,11 @@ def masked_conv_transpose(
     is_circular = isinstance(padding, str) and padding == "CIRCULAR"
     if is_circular:
         window.check_repeats(name, padding, space)
+        if output_padding is not None and any(output_padding):
+            raise ValueError(
+                f"{name}: CIRCULAR padding fixes the size of the result, got output_padding="
+                f"{output_padding}. Leave one out."
+            )
     pairs = window.transposed_padding(name, padding, taps, strides, dilation, output_padding)
     seen = window.transposed_window(
         name, space, taps, strides, pairs, dilation, groups, mirrored=not transpose_kernel
@@ -482,8 +497,18 @@ def masked_matmul(
 
 
 def active_places(x) -> jax.Array:
-    """Which places of `x [*places, channels]` have a nonzero: bool `[*places]`, for masks."""
-    return nonzeros(arguments.as_array("active_places", "x", x)) > 0
+    """Which places of `x [*places, channels]` have a nonzero: bool `[*places]`, for masks.
+
+    Raises:
+        TypeError, ValueError: what is no array of numbers, or has no axis of channels.
+    """
+    x = arguments.as_array("active_places", "x", x)
+    if not x.ndim:
+        raise ValueError(
+            "active_places: x must have an axis of channels, its last, got x.shape=(). Use "
+            "x[..., None] for numbers that are places of their own."
+        )
+    return nonzeros(x) > 0
 
 
 def output_mask(
@@ -504,7 +529,8 @@ def output_mask(
         kernel_size: an int for each space axis.
         transposed: whether the convolution is a transposed one.
         strides, padding, **geometry: as in `jaxsparse.masked_conv`, or
-            `jaxsparse.masked_conv_transpose`: input_dilation, kernel_dilation, output_padding.
+            `jaxsparse.masked_conv_transpose`: input_dilation, kernel_dilation, output_padding,
+            and transpose_kernel, by which CIRCULAR padding wraps around.
 
     Returns:
         bool `[*batch, *output_space]`.
@@ -512,13 +538,29 @@ def output_mask(
     Raises:
         ValueError, TypeError: as these functions.
     """
-    if not hasattr(mask, "dtype") or mask.dtype != bool:
-        got = getattr(mask, "dtype", type(mask).__name__)
-        raise TypeError(f"output_mask: a mask must be an array of bool, got {got}.")
+    name = "output_mask"
+    _check_is_mask(name, mask)
+    if not isinstance(transposed, bool):
+        raise TypeError(f"{name}: transposed is a bool, got {transposed!r}.")
+    known = ("kernel_dilation", "input_dilation")
+    if transposed:
+        known = ("kernel_dilation", "output_padding", "transpose_kernel")
+    if unknown := [option for option in geometry if option not in known]:
+        kind = "a transposed convolution" if transposed else "a convolution"
+        raise TypeError(
+            f"{name}: the mask of {kind} depends on strides, padding, {', '.join(known)}, got "
+            f"{', '.join(unknown)}. Leave out what moves no window."
+        )
+    rank = len(kernel_size) if hasattr(kernel_size, "__len__") else 1
+    taps = window.per_axis(name, "kernel_size", kernel_size, rank)
+    if not 1 <= rank <= min(3, mask.ndim):
+        raise ValueError(
+            f"{name}: kernel_size has an entry for each of one to three space axes of the mask, "
+            f"got kernel_size={kernel_size!r} and mask.shape={mask.shape}. Give one for each axis."
+        )
     op = conv_transpose if transposed else conv
-    x, taps = jnp.asarray(mask)[..., None].astype(jnp.float32), jnp.ones((*kernel_size, 1, 1))
-    y = op(x, taps.astype(x.dtype), strides=strides, padding=padding, **geometry)
-    return y[..., 0] > 0
+    x, ones = jnp.asarray(mask)[..., None].astype(jnp.float32), jnp.ones((*taps, 1, 1), jnp.float32)
+    return op(x, ones, strides=strides, padding=padding, **geometry)[..., 0] > 0
 
 
 # Arguments ----------------------------------------------------------------------------------------
@@ -546,10 +588,14 @@ def _read(function, x, kernel, mask, threshold, submanifold, implementation, gra
     if threshold is not None:
         is_number = isinstance(threshold, (int, float, np.number))
         if not is_number or isinstance(threshold, bool):
-            raise TypeError(f"{function}: threshold is a number or None, got {threshold!r}.")
+            raise TypeError(
+                f"{function}: threshold is a number or None, got {threshold!r}. It is part of the "
+                "program: give a number of Python or NumPy."
+            )
         if not 0 <= threshold <= 1:
             raise ValueError(
-                f"{function}: threshold is a share of zeros, from 0 to 1, got {threshold!r}."
+                f"{function}: threshold is a share of zeros, from 0 to 1, got {threshold!r}. Use "
+                "None for the measured one."
             )
         threshold = Fraction(str(threshold))  # 0.7 is seven tenths, not the float next to it
     x = arguments.as_array(function, "x", x)
@@ -567,18 +613,26 @@ def _places(function, x, mask, rank, options) -> Any:
     """How many nonzeros each place has, or None where nobody asks."""
     if mask is None:
         return nonzeros(x) if options.restricts or options.submanifold else None
-    if not hasattr(mask, "dtype") or mask.dtype != bool:
-        got = getattr(mask, "dtype", type(mask).__name__)
-        raise TypeError(f"{function}: a mask must be an array of bool, got {got}.")
+    _check_is_mask(function, mask)
     shape = x.shape[:-1]
-    space = shape[len(shape) - rank :]
+    space = shape[len(shape) - rank :] if rank else shape
     if mask.shape not in (shape, space):
+        of_space = f", or those of space, {space}" if space != shape else ""
         raise ValueError(
-            f"{function}: a mask has the axes of x without channels, {shape}, or those of space, "
-            f"{space}, got mask.shape={mask.shape}."
+            f"{function}: a mask has the axes of x without channels, {shape}{of_space}, got "
+            f"mask.shape={mask.shape}. Broadcast or reshape it."
         )
     counts = jnp.where(jnp.asarray(mask), jnp.int32(x.shape[-1]), jnp.int32(0))
     return jnp.broadcast_to(counts, shape)
+
+
+def _check_is_mask(function, mask):
+    if not hasattr(mask, "dtype") or mask.dtype != bool:
+        got = getattr(mask, "dtype", type(mask).__name__)
+        raise TypeError(
+            f"{function}: a mask must be an array of bool, got {got}. Compare it with zero, or use "
+            "jaxsparse.active_places of an array with channels."
+        )
 
 
 def _check_keeps(function, space, result_space):

@@ -62,9 +62,11 @@ def of_function(function, arguments: Sequence) -> dict[str, KindOfCall]:
         spec, n_group = eqn.params["spec"], eqn.params["n_group"]
         shapes, dtype = [var.aval.shape for var in eqn.invars], eqn.invars[0].aval.dtype
         try:
-            dispatch.choose(member, spec, n_group, shapes, dtype, (platform,), "ffi")
+            forced = dispatch.choose(member, spec, n_group, shapes, dtype, (platform,), "ffi")
         except NotImplementedError:
             continue  # there is nothing to choose from
+        if forced.path != "ffi":
+            continue
         key = dispatch.call_key(member, spec, n_group, shapes, dtype)
         count = len(member.operands)
         indices = values[count:] if all(value is not None for value in values[count:]) else None

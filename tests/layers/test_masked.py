@@ -102,6 +102,25 @@ def test_the_mask_of_the_output_is_what_an_active_place_reaches(name):
     np.testing.assert_array_equal(layer.output_mask(jnp.asarray(mask)), reached[..., 0])
 
 
+@pytest.mark.parametrize("strides", [1, 2, (3, 2)])
+@pytest.mark.parametrize("transpose_kernel", [False, True])
+def test_the_mask_of_a_transposed_output_wraps_around_as_the_output_does(strides, transpose_kernel):
+    layer = jsnnx.MaskedConvTranspose(
+        4,
+        6,
+        (3, 3),
+        strides,
+        padding="CIRCULAR",
+        transpose_kernel=transpose_kernel,
+        use_bias=False,
+        kernel_init=nnx.initializers.ones,
+        rngs=nnx.Rngs(0),
+    )
+    x, mask = sparse_input(0.05)
+    reached = np.asarray(layer(abs(x))) > 0
+    np.testing.assert_array_equal(layer.output_mask(jnp.asarray(mask)), reached[..., 0])
+
+
 def test_a_mask_goes_from_layer_to_layer():
     first = jsnnx.MaskedConv(4, 6, (3, 3), strides=2, rngs=nnx.Rngs(0))
     second = jsnnx.MaskedConv(6, 5, (3, 3), rngs=nnx.Rngs(1))

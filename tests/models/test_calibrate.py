@@ -184,6 +184,21 @@ def test_layers_that_are_alike_are_measured_once(times):
     assert len(times["asked"]) == 1
 
 
+def test_a_sparse_input_is_not_planned_as_its_zeros_decide(times):
+    """Measured on numbers without a zero, the kernel would never be the faster way."""
+    times["ffi"], times["dense"] = [3.0], [1.0]
+    x, w = jnp.zeros((2, 6, 5, 32)), jnp.ones((3, 3, 32, 32))
+    both = lambda x, w: js.matmul(js.masked_conv(x, w), FIRST)
+    plan = js.calibrate(both, x, w, mode="forward_and_vjp")
+    assert {call.key.split("_")[0] for call in plan} == {"block"}
+    left_out = [why for why in plan.skipped if why.startswith("masked_conv")]
+    assert len(left_out) == 2  # the third gradient has nothing to choose from
+    assert all("decides when it runs" in why for why in left_out)
+    with plan, js.decisions() as taken:
+        jax.block_until_ready(js.masked_conv(x, w))
+    assert [one.is_sparse for one in taken] == [True]
+
+
 def test_a_strict_implementation_is_not_planned(times):
     f = lambda x: js.matmul(x, FIRST, implementation="xla")
     plan = js.calibrate(f, X)

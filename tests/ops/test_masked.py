@@ -1,7 +1,9 @@
 """Ops on sparse inputs equal the dense definition, whatever is skipped and whoever decides it."""
 
+import contextlib
 import functools
 import inspect
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +290,41 @@ def test_exactly_the_threshold_of_zeros_is_enough(zeros, threshold, expected, rn
     assert is_sparse(x, threshold=threshold) == expected
 
 
+@pytest.mark.parametrize("channels", [(2, 64), (64, 2)], ids=["more", "fewer"])
+def test_every_derivative_of_a_submanifold_is_decided_by_the_same_zeros(channels, rng):
+    """Whose places are given by the nonzeros of x, be there more channels of y or fewer."""
+    need("cpu_kernels")
+    x = np.zeros((1, 10, 10, channels[0]))
+    x[0, :3] = oracle.small_integers(rng, (3, 10, channels[0]))  # seven tenths are zero
+    w, g = jnp.ones((3, 3, *channels)), jnp.ones((1, 10, 10, channels[1]))
+    op = functools.partial(js.masked_conv, submanifold=True, threshold=0.7)
+    for more, expected in ((0, True), (1, False)):
+        x[0, 4, 0, 0] = more
+        with js.decisions() as taken:
+            jax.vjp(op, jnp.float32(x), w)[1](g)
+        assert {d.member: d.is_sparse for d in taken} == {
+            "masked_conv_forward": expected,
+            "masked_conv_input_grad": expected,
+            "masked_conv_weight_grad": expected,
+        }
+
+
+@pytest.mark.parametrize("places", [2**20 - 1, 2**20], ids=["below", "above"])
+def test_counts_whose_sum_needs_more_than_32_bits_are_compared_exactly(places):
+    from jaxsparse.ops import masked
+
+    of = 2**11 + 4095  # more than any digit of twelve bits
+    counts = jnp.full(places, of, jnp.int32)
+    at_most = lambda counts, share: bool(masked._is_at_most(counts, share, of))
+    assert places * of > 2**32
+    assert at_most(counts, Fraction(1))
+    assert not at_most(counts, Fraction(places * of - 1, places * of))
+    half = counts.at[: places // 2].set(0)
+    sum_of_half = (places - places // 2) * of
+    assert at_most(half, Fraction(sum_of_half, places * of))
+    assert not at_most(half, Fraction(sum_of_half - 1, places * of))
+
+
 def test_with_a_mask_places_are_counted(rng):
     need("cpu_kernels")
     x = with_zeros(0, rng, (1, 9, 10, 1))
@@ -369,6 +406,32 @@ def test_explain_says_by_what_it_is_decided():
     assert "decided when it runs" in measured["masked_conv_forward"]
     assert "active places or" in measured["masked_conv_forward"]
     assert "nonzeros" not in measured["masked_conv_weight_grad"]
+
+
+@pytest.mark.parametrize("how", ["ffi", "sparse", None])
+def test_a_gradient_that_skips_nothing_is_said_to_be_dense_whatever_is_asked_for(how):
+    need("cpu_kernels")
+    layer = Layer("2d")
+    x, w, g = layer.arrays()
+    implementation = how if how == "ffi" else None
+    both = both_gradients(layer.op, implementation=implementation)
+    with js.mode("sparse") if how == "sparse" else contextlib.nullcontext():
+        paths = {call.member: call.path for call in js.explain(both, x, w, g)}
+        text = compiled(both, x, w, g).as_text()
+        with js.check() as checked:
+            both(x, w, g)
+    assert paths == {
+        "masked_conv_forward": "ffi",
+        "masked_conv_weight_grad": "ffi",
+        "masked_conv_input_grad": "dense",
+    }
+    assert "places_conv_input_grad" not in text
+    ways = {row.member: (row.way, row.why) for row in checked.rows}
+    assert ways["masked_conv_forward"][0] == ways["masked_conv_weight_grad"][0] == "ffi"
+    way, why = ways["masked_conv_input_grad"]
+    assert (way, why) == ("none", "a gradient that is wanted everywhere skips nothing")
+    masked = functools.partial(layer.op, implementation=implementation, grad="masked")
+    assert {call.path for call in js.explain(both_gradients(masked), x, w, g)} <= {"ffi"}
 
 
 def test_ops_and_layers_have_one_default_threshold():
@@ -573,6 +636,7 @@ BAD = {
     "grad": ({"grad": "sparse"}, ValueError, ["grad", '"masked"', "'sparse'"]),
     "implementation": ({"implementation": "cpu"}, ValueError, ["implementation", "'cpu'"]),
     "padding": ({"padding": "FULL"}, RuntimeError, ["masked_conv", "FULL"]),
+    "threshold_array": ({"threshold": jnp.float32(0.7)}, TypeError, ["threshold", "Python"]),
 }
 
 
@@ -594,6 +658,28 @@ def test_masked_conv_refuses_what_is_wrong_and_says_why(name):
         (lambda: js.masked_matmul(X, W), ValueError, ["two axes"]),
         (lambda: js.masked_matmul(X, W[0, 0, :3]), ValueError, ["3 input features"]),
         (lambda: js.masked_conv_transpose(X, W, transpose_kernel=1), TypeError, ["bool"]),
+        (
+            lambda: js.masked_conv_transpose(X, W, padding="CIRCULAR", strides=2, output_padding=1),
+            ValueError,
+            ["masked_conv_transpose", "CIRCULAR", "output_padding=(1, 1)"],
+        ),
+        (
+            lambda: js.masked_matmul(X, W[0, 0], mask=MASK[0]),
+            ValueError,
+            ["masked_matmul", "(2, 7, 6)", "(7, 6)", "Broadcast"],
+        ),
+        (lambda: js.masked_matmul(X, W[0, 0], mask=MASK[0, 0, 0]), ValueError, ["mask.shape=()"]),
+        (lambda: js.active_places(1.0), ValueError, ["active_places", "()", "x[..., None]"]),
+        (lambda: js.output_mask(X[..., 0], (3, 3)), TypeError, ["output_mask", "float32"]),
+        (lambda: js.output_mask(MASK, (0, 3)), ValueError, ["output_mask", "(0, 3)"]),
+        (lambda: js.output_mask(MASK, (2.5, 3)), TypeError, ["output_mask", "(2.5, 3)"]),
+        (lambda: js.output_mask(MASK[0, 0], (3, 3)), ValueError, ["kernel_size", "(6,)"]),
+        (lambda: js.output_mask(MASK, (3, 3), transposed=1), TypeError, ["transposed", "1"]),
+        (
+            lambda: js.output_mask(MASK, (3, 3), feature_group_count=2),
+            TypeError,
+            ["output_mask", "strides, padding", "feature_group_count"],
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(call, error, words):
