@@ -74,12 +74,7 @@ def conv_transpose(
     space = x.shape[x.ndim - rank - 1 : -1]
     is_circular = isinstance(padding, str) and padding == "CIRCULAR"
     if is_circular:
-        window.check_repeats(name, padding, space)
-        if output_padding is not None and any(output_padding):
-            raise ValueError(
-                f"{name}: CIRCULAR padding fixes the size of the result, got output_padding="
-                f"{output_padding}. Leave one out."
-            )
+        window.check_circular(name, space, output_padding)
     pairs = window.transposed_padding(name, padding, kernel, strides, dilation, output_padding)
     seen = window.transposed_window(
         name, space, kernel, strides, pairs, dilation, groups, mirrored=not transpose_kernel

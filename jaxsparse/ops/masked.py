@@ -428,12 +428,7 @@ def masked_conv_transpose(
     space = x.shape[x.ndim - rank - 1 : -1]
     is_circular = isinstance(padding, str) and padding == "CIRCULAR"
     if is_circular:
-        window.check_repeats(name, padding, space)
-        if output_padding is not None and any(output_padding):
-            raise ValueError(
-                f"{name}: CIRCULAR padding fixes the size of the result, got output_padding="
-                f"{output_padding}. Leave one out."
-            )
+        window.check_circular(name, space, output_padding)
     pairs = window.transposed_padding(name, padding, taps, strides, dilation, output_padding)
     seen = window.transposed_window(
         name, space, taps, strides, pairs, dilation, groups, mirrored=not transpose_kernel
@@ -581,7 +576,7 @@ class _Options:
 def _read(function, x, kernel, mask, threshold, submanifold, implementation, grad, precision):
     """The arrays, and the options that all three functions have, or an error."""
     check_options(function, implementation)
-    if grad not in GRADS:
+    if not isinstance(grad, str) or grad not in GRADS:
         raise ValueError(f'{function}: grad is "exact" or "masked", got {grad!r}.')
     if not isinstance(submanifold, bool):
         raise TypeError(f"{function}: submanifold is a bool, got {submanifold!r}.")
@@ -652,6 +647,7 @@ def _convolved(x, weight, seen, is_transposed, source, target, options, preferre
             restricted. `target` counts only where the result is a submanifold's.
     """
     target = target if options.submanifold else None
+    arguments.check_preferred(options.function, x.dtype, preferred)
     result, wide = arguments.result_dtypes(x.dtype, preferred)
     if not jnp.issubdtype(x.dtype, jnp.inexact):  # no kernels, and no transposes in lax
         y = _whole_numbers(_at_active(x, source), weight, seen, is_transposed, options, preferred)

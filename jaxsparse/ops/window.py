@@ -239,6 +239,16 @@ def check_repeats(function: str, padding: str, space: Sequence[int]) -> None:
         )
 
 
+def check_circular(function: str, space: Sequence[int], output_padding) -> None:
+    """Raises where a transposed convolution cannot wrap its results around."""
+    check_repeats(function, "CIRCULAR", space)
+    if output_padding is not None and any(output_padding):
+        raise ValueError(
+            f"{function}: CIRCULAR padding fixes the size of the result, got output_padding="
+            f"{output_padding}. Leave one out."
+        )
+
+
 def conv_window(
     function: str,
     x_space: Sequence[int],

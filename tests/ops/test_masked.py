@@ -636,6 +636,12 @@ BAD = {
     "grad": ({"grad": "sparse"}, ValueError, ["grad", '"masked"', "'sparse'"]),
     "implementation": ({"implementation": "cpu"}, ValueError, ["implementation", "'cpu'"]),
     "padding": ({"padding": "FULL"}, RuntimeError, ["masked_conv", "FULL"]),
+    "grad_array": ({"grad": jnp.ones(2)}, ValueError, ["grad", '"masked"']),
+    "preferred": (
+        {"preferred_element_type": jnp.int32},
+        TypeError,
+        ["preferred_element_type", "int32", "float32", "Cast"],
+    ),
     "threshold_array": ({"threshold": jnp.float32(0.7)}, TypeError, ["threshold", "Python"]),
 }
 
