@@ -9,10 +9,23 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m jaxsparse", description="Sparse neural-network ops for JAX."
+        prog="python -m jaxsparse",
+        description="Sparse neural-network ops for JAX: what is installed, whether it is right and "
+        "fast on this machine, and what checkpoints hold. Exit codes are 0 where all is well, 1 "
+        "where something is missing or wrong here, 2 where what was asked for makes no sense.",
+        epilog="First steps: python -m jaxsparse info; python -m jaxsparse check; python -m "
+        "jaxsparse show CHECKPOINT. Each command has examples: python -m jaxsparse show --help.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    info = commands.add_parser("info", help="what is built, for which CPU, and what is missing")
+    info = commands.add_parser(
+        "info",
+        help="what is built, for which CPU, and what is missing",
+        description="Prints the versions, the devices that JAX sees, and for CPUs and NVIDIA GPUs "
+        "whether there are compiled kernels, for which instruction sets and architectures; if "
+        "not, why. Without kernels everything runs in plain JAX.",
+        epilog="JAXSPARSE_KERNELS=required makes missing kernels an error, =off leaves them out; "
+        "JAXSPARSE_CPU_ISA=avx2 takes those of one instruction set.",
+    )
     info.set_defaults(run=_info)
     bench = commands.add_parser(
         "bench",
@@ -184,6 +197,8 @@ def _bench(options) -> int:
         plot.require()  # or the error comes after minutes of measuring
     if options.what != "scaling":  # which starts processes of its own
         measure.pin(options.threads)
+    if not options.seconds > 0:
+        raise ValueError(f"bench: --seconds must be positive, got {options.seconds:g}.")
     print(environment.heading(), flush=True)
     common = (options.quick, options.seconds, options.only, options.threads)
     if options.what == "scaling":

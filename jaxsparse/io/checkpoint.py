@@ -1,6 +1,8 @@
 """Checkpoints: arrays as Orbax writes them, with a manifest beside them."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -70,7 +72,8 @@ def load(path, like=None, *, any_capacity: bool = False) -> Any:
         state = {}
         if any(facts["arrays"] for facts in manifest["entries"].values()):
             parts = ocp.args.Composite(state=ocp.args.StandardRestore())
-            state = checkpointer.restore(path, parts).state
+            with _damage_named(path):
+                state = checkpointer.restore(path, parts).state
     arrays = {
         name: _at(state, name) if facts["arrays"] else {}
         for name, facts in manifest["entries"].items()
@@ -96,10 +99,24 @@ def manifest_of(path) -> dict[str, Any]:
             "For a checkpoint of something else use jaxsparse.io.load_dense."
         )
     parts = ocp.args.Composite(manifest=ocp.args.JsonRestore())
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    handler = ocp.CompositeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer, _damage_named(path):
         manifest = checkpointer.restore(path, parts).manifest
     manifests.check("load", manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def _damage_named(path) -> Iterator[None]:
+    """Says which checkpoint it is that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"load: the checkpoint {path} is damaged, something in it cannot be read ({first}). "
+            "Take another copy."
+        ) from error
 
 
 def to_arrays(tree) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:

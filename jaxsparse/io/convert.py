@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsparse.formats.parse import as_format
-from jaxsparse.formats.pattern import Format
+from jaxsparse.formats.pattern import Format, matrix_view
 from jaxsparse.formats.weight import SparseWeight
 from jaxsparse.io import checkpoint
 from jaxsparse.io.entries import entries_of, nested
@@ -137,6 +137,13 @@ def _replaced(weight: Weight, whole, rule: Rule, values, nodes):
             "Use jaxsparse.densify and jaxsparse.sparsify on the model."
         )
     shape = weight.shape if weight.pattern is None else weight.pattern.shape
+    sizes = matrix_view(shape)
+    if any(part > size for part, size in zip(rule.format.extent, sizes)):
+        raise ValueError(
+            f"convert: a part of the format must fit into the weight, got {rule} for "
+            f"{weight.name}, a matrix of shape {sizes}. Before that rule, put one for this weight "
+            'with a smaller part, or "unstructured".'
+        )
     matrix = np.asarray(whole).reshape(shape)
     if rule.sparsity is not None:
         pattern = largest_parts("convert", matrix, rule.format, rule.sparsity)

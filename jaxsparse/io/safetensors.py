@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxsparse.io import checkpoint
@@ -81,11 +82,20 @@ def from_safetensors(path, like=None, *, any_capacity: bool = False) -> Any:
 
 
 def save_plain(path, tree) -> None:
-    """Writes a tree of arrays as other programs do: whole, with "." in names."""
+    """Writes a tree of arrays as other programs do: whole, with "." in names, no random keys."""
     safetensors = _safetensors("to_safetensors")
     values = entries_of("to_safetensors", tree).values
-    flat = {_flat_name(name, "whole"): np.asarray(a, order="C") for name, a in values.items()}
+    flat = {
+        _flat_name(name, "whole"): np.asarray(array, order="C")
+        for name, array in values.items()
+        if not _is_random(array)
+    }
     safetensors.numpy.save_file(flat, pathlib.Path(path))
+
+
+def _is_random(array) -> bool:
+    """Whether this is an array of random keys, which only JAX knows."""
+    return isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def _flat_name(name: str, part: str) -> str:

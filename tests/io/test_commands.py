@@ -1,5 +1,7 @@
 """`show` and `convert`: what they print and write, exit codes, sentences for errors."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +26,12 @@ def folder(tmp_path_factory):
     jio.save(folder / "sparse", sparse)
     jio.save(folder / "packed", jnnx.pack(sparse))
     w = js.fromdense(model.layers[0].kernel[...], "8x8", sparsity=0.75)
+    for part in ("manifest", "arrays"):
+        damaged = shutil.copytree(folder / "dense", folder / f"no {part}")
+        inside = damaged / ("manifest" if part == "manifest" else "state")
+        for file in inside.rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"{")
     jio.save(folder / "tree", {"a": w, "b": js.with_residual(w, "grouped:4"), "c": jnp.ones(3)})
     return folder
 
@@ -137,6 +145,18 @@ def test_convert_changes_the_format_of_a_models_layers(saved, folder, capsys, tm
         (["convert", "{}/dense", "{}/x", "--rule", "a=9"], 'a name is "<block_in>x<block_out>"'),
         (["convert", "{}/dense", "{}/x", "--rule", "b.*=8x8"], "got b.*=8x8, which is for none"),
         (["convert", "{}/dense", "{}/x", "--rule", ".*=8x8@2"], "sparsity is the share of zeros"),
+        (
+            ["convert", "{}/dense", "{}/x", "--rule", ".*=64x8@0.5"],
+            "a matrix of shape (32, 64). B",
+        ),
+        (["show", "{}/no manifest"], "no manifest is damaged, something in it cannot be read ("),
+        (["show", "{}/no arrays"], "no arrays is damaged, something in it cannot be read ("),
+        (["show", "{}/dense", "--layer", ".*", "--width", "0"], "width must be at least 1"),
+        (
+            ["check", "--dtypes", "float8"],
+            "--dtypes takes float32, bfloat16, float16, float64, go",
+        ),
+        (["bench", "matmul", "--seconds", "-1"], "--seconds must be positive, got -1."),
         (["convert", "{}/dense", "{}/x", "--dense", "--rule", ".*=8x8"], "--dense leaves no form"),
     ],
     ids=str,
@@ -151,9 +171,28 @@ def test_errors_are_sentences_with_exit_code_2(arguments, words, folder, capsys)
     assert not (folder / "x").exists()
 
 
-@pytest.mark.parametrize("command", ["show", "convert"])
+@pytest.mark.parametrize("suffix", ["", ".safetensors"])
+def test_a_model_with_random_streams_is_converted_and_made_dense(suffix, capsys, tmp_path):
+    """Programs without random keys get none."""
+    rngs = nnx.Rngs(0)
+    jio.save(
+        tmp_path / "saved",
+        nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)),
+    )
+    for name, options in (("again", []), ("plain", ["--dense"])):
+        code, _, err = run(
+            capsys, "convert", tmp_path / "saved", tmp_path / f"{name}{suffix}", *options
+        )
+        assert (code, err) == (0, "")
+        code, out, _ = run(capsys, "show", tmp_path / f"{name}{suffix}")
+        assert "layers/0/kernel" in out
+
+
+@pytest.mark.parametrize("command", ["info", "bench", "check", "show", "convert"])
 def test_help_teaches_by_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"python -m jaxsparse {command} " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"python -m jaxsparse {command} " in text
+    assert any(word in text for word in ("Example", "JAXSPARSE_"))
