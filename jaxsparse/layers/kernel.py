@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsparse.formats import serialization
 from jaxsparse.formats.pattern import Pattern
 from jaxsparse.formats.weight import SparseWeight, check_values
 from jaxsparse.layers.placement import gathered, placed_like, sharding_of_product
@@ -36,6 +37,9 @@ class PackedPattern:
 
     def __repr__(self) -> str:
         return f"PackedPattern({self.pattern!r}, kernel_shape={self.kernel_shape})"
+
+
+serialization.register(PackedPattern, "PackedPattern", lambda shape: (tuple(shape),))
 
 
 def pattern_of(stored: Pattern | PackedPattern) -> Pattern:
