@@ -22,7 +22,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -213,10 +213,11 @@ def _error(cell: Cell, ours, theirs, pattern) -> float:
     return largest
 
 
-def peer_rows(is_dry: bool) -> Iterator[dict]:
+def peer_rows(is_dry: bool, done: Container[str] = ()) -> Iterator[dict]:
     """Rows of others' block-sparse products, where torch sees the GPU: forward, in bfloat16.
 
     torch's own choice, and, where Triton is installed, the Triton kernel that torch comes with.
+    Rows whose label is among `done` are left out; a product that fails takes no other along.
     """
     try:
         torch = importlib.import_module("torch")
@@ -234,23 +235,26 @@ def peer_rows(is_dry: bool) -> Iterator[dict]:
         peers["Triton BSR"] = triton
     for block in (64, 32):
         for density in (0.1, 0.2, 0.5):
+            labels = {peer: f"{peer} forward {size} b{block} {density:g}" for peer in peers}
+            missing = {peer: label for peer, label in labels.items() if label not in done}
+            if not missing:
+                continue
             keep = torch.rand(size // block, size // block, device=device) < density
             keep[0, 0] = True  # a matrix without blocks is refused
             mask = keep.repeat_interleave(block, 0).repeat_interleave(block, 1)
             w = (torch.randn(size, size, device=device) * mask).to(dtype)
             sparse = w.to_sparse_bsr((block, block))
             xs = [torch.randn(size, size, device=device).to(dtype) for _ in range(CALLS)]
-            cublas, right = (
-                _torch_seconds(torch, torch.matmul, w, xs),
-                torch.matmul(w, xs[0]).float(),
-            )
-            for peer, product in peers.items():
-                error = (
-                    (product(sparse, xs[0]).float() - right).abs().max() / right.abs().max()
-                ).item()
-                theirs = _torch_seconds(torch, product, sparse, xs)
+            cublas, right = _torch_seconds(torch, torch.matmul, w, xs), torch.matmul(w, xs[0])
+            for peer, label in missing.items():
+                try:
+                    error = _torch_error(peers[peer](sparse, xs[0]), right)
+                    theirs = _torch_seconds(torch, peers[peer], sparse, xs)
+                except Exception as error:
+                    print(f"{label}: {type(error).__name__}: {error}", flush=True)
+                    continue
                 yield {
-                    "label": f"{peer} forward {size} b{block} {density:g}",
+                    "label": label,
                     "peer": peer,
                     "torch": torch.__version__,
                     "sparse_us": 1e6 * theirs,
@@ -268,7 +272,15 @@ def _triton_product():
     except (ImportError, AttributeError) as error:
         print(f"no Triton: {error}")
         return None
+    if product is None:
+        print("no Triton: torch has no kernels of it for this device")
     return product
+
+
+def _torch_error(result, right) -> float:
+    """The largest difference of two results, in units of the largest number."""
+    right = right.float()
+    return ((result.float() - right).abs().max() / right.abs().max()).item()
 
 
 def _torch_seconds(torch, product, matrix, xs) -> float:
@@ -412,10 +424,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.what == "peers":
         done = {row["label"] for row in read_rows(options.rows)}
-        for row in peer_rows(options.dry_run):
-            if row["label"] not in done:
-                append_row(options.rows, row)
-                print(line(row), flush=True)
+        for row in peer_rows(options.dry_run, done):
+            append_row(options.rows, row)
+            print(line(row), flush=True)
         return 0
     cells = (sweep if options.what == "sweep" else dense)(options.dry_run)
     return 1 if measure_all(cells, options.rows, options.seconds, "ffi") else 0

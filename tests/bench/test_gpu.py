@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import pytest
+from machine import need
 
 from jaxsparse.bench import gpu, gpu_model
 from jaxsparse.ops import cuda
@@ -58,3 +59,26 @@ def test_a_row_compares_a_pass_with_the_dense_one(cell):
     assert row["error"] < 2**-7
     assert row["speedup"] > 0
     assert row["modelled"] > 0
+
+
+def test_a_peer_that_fails_takes_no_other_along(monkeypatch, capsys):
+    need("torch")
+
+    def fails(*args):
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(gpu, "CALLS", 1)
+    monkeypatch.setattr(gpu, "_triton_product", lambda: fails)
+    rows = list(gpu.peer_rows(is_dry=True))
+    assert {row["peer"] for row in rows} == {"torch BSR"}
+    assert len(rows) == 6
+    assert all(row["error"] < 1e-5 for row in rows)
+    assert "Triton BSR forward 256 b64 0.1: RuntimeError: no kernel" in capsys.readouterr().out
+
+
+def test_peers_that_were_measured_are_left_out(monkeypatch):
+    need("torch")
+    monkeypatch.setattr(gpu, "CALLS", 1)
+    monkeypatch.setattr(gpu, "_triton_product", lambda: None)
+    labels = [row["label"] for row in gpu.peer_rows(is_dry=True)]
+    assert [row["label"] for row in gpu.peer_rows(is_dry=True, done=labels[1:])] == labels[:1]
