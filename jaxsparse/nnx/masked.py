@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxsparse.core import names
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import masked, options
 
@@ -109,4 +110,6 @@ def _forward(layer, inputs, mask, transposed):
     kernel = kernels.apply_mask(layer.kernel[...], None, layer.mask, layer.kernel_shape)
     bias = None if layer.bias is None else layer.bias[...]
     inputs, kernel, bias = layer.promote_dtype((inputs, kernel, bias), dtype=layer.dtype)
-    return masked.forward(layer, inputs, kernel, bias, mask, transposed=transposed)
+    name = type(layer).__name__
+    with names.layer(name), jax.named_scope(name):
+        return masked.forward(layer, inputs, kernel, bias, mask, transposed=transposed)
