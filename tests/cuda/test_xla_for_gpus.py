@@ -26,6 +26,22 @@ SHORT = [(op, dtype) for op in bilinear.make_ops() for dtype in ("bfloat16", "fl
 # What XLA's own ops become there. Another name is another library: think before it is added.
 OF_XLA = ("__cublas$", "__cudnn$")
 
+# Programs of one array w [32, 64] that make patterns, masks and weights.
+OF_A_WEIGHT = {
+    "blocks": "lambda w: js.fromdense(w, '8x8', sparsity=0.5).todense()",
+    "single_weights": "lambda w: js.fromdense(w, 'unstructured', sparsity=0.5).todense()",
+    "groups": "lambda w: js.fromdense(w, 'grouped:8', sparsity=0.5).todense()",
+    "random": "lambda w: js.patterns.random(jax.random.key(0), '8x8', (32, 64), sparsity=0.5).rows",
+    "norms": "lambda w: js.block_norms(w, '8x8')",
+    "places": "lambda w: js.active_places(w.reshape(2, 4, 4, 64))",
+    "tiles": "lambda w: js.activation_tiles(w.reshape(2, 4, 4, 64), block=2, capacity=8).values",
+    "mask": "lambda w: js.output_mask(w.reshape(2, 32, 32) > 0, (3, 3))",
+    "pruning": (
+        "lambda w: rigl.update({'w': w}, None, rigl.init({'w': jnp.ones((32, 64))}, "
+        "key=jax.random.key(0)), lambda p: p)[0]"
+    ),
+}
+
 PROGRAM = """
     import json, os, sys
     import bilinear, jax, transforms, xla_for_gpus
@@ -79,6 +95,23 @@ def test_xla_compiles_gradients_of_short_floats_for_gpus(handlers, op, dtype):
     found = handlers[op, "grad", dtype, None]
     assert isinstance(found, list), found
     assert all(name.startswith(OF_XLA) for name in found), found
+
+
+def test_xla_compiles_what_makes_patterns_and_masks_for_gpus():
+    need("xla_for_gpus")
+    programs = ", ".join(f"{name!r}: {program}" for name, program in OF_A_WEIGHT.items())
+    code = f"""
+        import json, jax, jax.numpy as jnp, xla_for_gpus
+        import jaxsparse as js
+        rigl = js.pruning.rigl(0.5, end=10, format="8x8", every=1)
+        programs = {{{programs}}}
+        compiled = lambda f: xla_for_gpus.compiled(f, jnp.ones((32, 64)))
+        print(json.dumps({{n: xla_for_gpus.handlers(compiled(f)) for n, f in programs.items()}}))
+    """
+    found = json.loads(run_python(code, **xla_for_gpus.environment()))
+    assert set(found) == set(OF_A_WEIGHT)
+    names = {name for its in found.values() for name in its}
+    assert all(name.startswith(OF_XLA) for name in names), found
 
 
 def test_xla_refuses_a_handler_that_is_not_there():

@@ -15,6 +15,24 @@ std::string DeviceName() {
          std::to_string(properties.minor) + ")";
 }
 
+std::string CudaVersion(int number) {
+  return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+// Such as "; 12 of 143771 MiB are free".
+std::string FreeMemory() {
+  size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) != cudaSuccess) return "";
+  return "; " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) + " MiB are free";
+}
+
+// The newest CUDA that the driver supports.
+std::string DriverName() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) return "there is none";
+  return "this one is for CUDA " + CudaVersion(version);
+}
+
 }  // namespace
 
 Status DeviceStatus(cudaError_t error, const char* doing) {
@@ -23,14 +41,15 @@ Status DeviceStatus(cudaError_t error, const char* doing) {
                            cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")";
   switch (error) {
     case cudaErrorMemoryAllocation:
-      return Status::OutOfMemory(what);
+      return Status::OutOfMemory(what + FreeMemory());
     case cudaErrorNoKernelImageForDevice:
-      return Status::DeviceError(what + ". The kernels need sm_80 or later");
+      return Status::DeviceError(what +
+                                 ". The kernels need sm_80 or later, and an architecture that they "
+                                 "were built for, which `python -m jaxsparse info` names");
     case cudaErrorInsufficientDriver:
     case cudaErrorUnsupportedPtxVersion:
       return Status::DeviceError(what + ". The kernels need a driver for CUDA " +
-                                 std::to_string(CUDART_VERSION / 1000) + "." +
-                                 std::to_string(CUDART_VERSION % 1000 / 10));
+                                 CudaVersion(CUDART_VERSION) + ", and " + DriverName());
     default:
       return Status::DeviceError(what);
   }
