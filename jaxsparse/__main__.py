@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             "conv-floor",
             "masked",
             "resnet",
+            "calibrate",
             "scaling",
             "overhead",
             "pruning",
@@ -50,8 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
             "sparsify",
         ],
         help="products at 50 to 95 %% zeros; from 0 to 99 %%, never slower; both for convolutions; "
-        "convolutions of sparse inputs; a whole ResNet-50; two cores against one; costs besides "
-        "arithmetic; training steps with RigL; what regrouping stores; how long substitution takes",
+        "convolutions of sparse inputs; a whole ResNet-50; the same by a measured plan; two cores "
+        "against one; costs besides arithmetic; training steps with RigL; what "
+        "regrouping stores; how long substitution takes",
     )
     bench.add_argument("--quick", action="store_true", help="a few rows only")
     bench.add_argument("--threads", type=int, default=1, help="cores to use (default 1)")
@@ -221,6 +223,10 @@ def _bench(options) -> int:
         from jaxsparse.bench import resnet  # needs Flax
 
         rows = resnet.run(*common)
+    elif options.what == "calibrate":
+        from jaxsparse.bench import calibrate  # needs Flax
+
+        rows = calibrate.run(*common)
     elif options.what in conv.TABLES:
         rows = conv.run(options.what, *common)
     elif options.what == "masked":

@@ -85,8 +85,8 @@ class Rules:
 
     Args:
         rules: a Rule or several; the first one that matches a layer is the one for it.
-        masks: bool arrays by the paths of layers, or in nested dicts of the same names, in which
-            they may be called "kernel".
+        masks: bool arrays or patterns by the paths of layers, or in nested dicts of the same names,
+            in which they may be called "kernel". None stands for no mask.
     """
 
     def __init__(self, rules: Rule | Iterable[Rule], masks: Mapping | None):
@@ -177,9 +177,9 @@ def _flat(masks: Mapping, path: tuple = ()):
     for name, inner in masks.items():
         if isinstance(inner, Mapping):
             yield from _flat(inner, (*path, str(name)))
-        else:
+        elif inner is not None:
             names = path if str(name) == "kernel" else (*path, str(name))
-            yield "/".join(names), inner
+            yield "/".join(names), inner.mask() if isinstance(inner, Pattern) else inner
 
 
 def pattern_for(

@@ -36,7 +36,8 @@ def sparsify(
             dense.
         masks: bool arrays of the shapes of kernels, by the paths of layers: which weights are
             stored, in place of a rule's `sparsity`. A dict, or dicts in one another as parameters
-            are.
+            are. Patterns stand for their masks, such as those that `jaxsparse.pruning.select` and
+            `select_n_m` make of parameters.
         **call: keyword arguments of that call, or of `apply`, such as `train=False`, `rngs=...`.
 
     Returns:

@@ -95,7 +95,8 @@ def select(
     Args:
         scores: a tree of real arrays, one entry per weight, such as `magnitude(params)`.
         sparsity: the share of zeros of all chosen weights; a number, or a traced scalar.
-        format: such as "unstructured", "32x32" or "grouped:8", for all leaves of two and more axes;
+        format: such as "unstructured", "32x32" or "grouped:8", for all leaves of two and more axes
+            that are not called "bias" or "scale";
             or a function of a leaf's path ("encoder/0/kernel") and the leaf, which returns a format
             or None for what stays dense.
         patterns: instead of a format, a tree of patterns to choose from: only what they store may
@@ -232,7 +233,7 @@ def _layers(scores, format, patterns) -> list[_Layer | None]:
     layers = []
     for name, leaf in tree.named_leaves(scores):
         leaf = make.as_array(leaf)
-        chosen = format(name, leaf) if callable(format) else format if leaf.ndim >= 2 else None
+        chosen = tree.format_of(format, name, leaf)
         if chosen is not None:
             shape, chosen = make.check_weight_shape("select", leaf.shape, as_format(chosen))
             chosen = _Layer(name, leaf, chosen, shape, None)

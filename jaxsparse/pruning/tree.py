@@ -101,6 +101,17 @@ def rebuilt(params, leaves: list):
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
+def format_of(format, name: str, leaf) -> Any:
+    """What a parameter is to be stored as; None for one that stays dense.
+
+    Biases and scales may have several axes, of stacked layers or of several outputs: no weights.
+    """
+    if callable(format):
+        return format(name, leaf)
+    is_weight = leaf.ndim >= 2 and name.rpartition("/")[2] not in ("bias", "scale")
+    return format if is_weight else None
+
+
 def initial(function: str, params, format, patterns):
     """The given patterns, checked, or such that store everything."""
     if (format is None) == (patterns is None):
@@ -113,7 +124,7 @@ def initial(function: str, params, format, patterns):
         return patterns
     full = []
     for name, leaf in named_leaves(params):
-        chosen = format(name, leaf) if callable(format) else format if leaf.ndim >= 2 else None
+        chosen = format_of(format, name, leaf)
         full.append(None if chosen is None else make.full(as_format(chosen), leaf.shape))
     return rebuilt(params, full)
 
