@@ -392,7 +392,10 @@ def _describe(module) -> Seen:
         count = lambda given: len(given) if isinstance(given, (tuple, list)) else 1
         num_lead = count(module.batch_dims)
         rest = layer_options.matrix_of(shape, num_lead, count(module.axis))
-    why = why_whole(module, cls in (nn.Dense, *CONVOLUTIONS))
+    has_channels = cls in (nn.Dense, *CONVOLUTIONS)
+    if cls is nn.DenseGeneral:
+        has_channels = len(shape) == 2 and num_lead == 0 and module.axis in (-1, (-1,), [-1])
+    why = why_whole(module, has_channels)
     return Seen(cls, shape, num_lead, rest, most_axes, channel_axes(module), why)
 
 

@@ -80,9 +80,14 @@ class Whole:
 def _why_whole(layer) -> str | None:
     """Why all channels of a layer stay; None where they need not."""
     kind = substitution.DENSE_TYPES.get(type(layer), type(layer))
-    if kind not in _WITH_CHANNELS:
+    has_channels = kind in _WITH_CHANNELS
+    if kind is nnx.LinearGeneral:
+        sizes = (len(layer.in_features), len(layer.out_features), len(layer.batch_axis))
+        has_channels = sizes == (1, 1, 0) and tuple(layer.axis) == (-1,)
+    if not has_channels:
         return substitution.why_not(type(layer)) or why_whole(layer, has_channels=False)
-    num_axes = 2 if kind is nnx.Linear else len(layer.kernel_shape)
+    is_linear = kind in (nnx.Linear, nnx.LinearGeneral)
+    num_axes = 2 if is_linear else len(layer.kernel_shape)
     is_stacked = len(substitution.whole_shape(layer)) != num_axes
     return "it is stacked" if is_stacked else why_whole(layer, has_channels=True)
 
@@ -108,6 +113,10 @@ def _take(layer, inputs, outputs) -> None:
         layer.sparsity = nnx.data(None) if pattern is None else Sparsity(pattern)
     if outputs is not None and layer.bias is not None:
         layer.bias = layer.bias.copy(some(layer.bias.get_value(), outputs))
-    layer.in_features, layer.out_features = (kernel.shape[axis] for axis in axes)
+    sizes = [kernel.shape[axis] for axis in axes]
+    if isinstance(layer, nnx.LinearGeneral):
+        layer.in_features, layer.out_features = ((size,) for size in sizes)
+        return
+    layer.in_features, layer.out_features = sizes
     if not isinstance(layer, nnx.Linear):
         layer.kernel_shape = kernel.shape

@@ -17,7 +17,7 @@ def why_whole(layer, has_channels: bool) -> str | None:
         has_channels: whether its type is one whose channels are on the last two axes of the kernel.
     """
     if not has_channels:
-        return "its channels are on several axes"
+        return "its channels are on several axes, or not on the last"
     if getattr(layer, "feature_group_count", 1) > 1:
         return "it convolves groups of channels"
     if getattr(layer, "mask", None) is not None:

@@ -409,6 +409,70 @@ def test_layers_of_other_kinds_stay_whole_and_the_summary_says_why():
     assert "several axes" in summary["layers/2"].reason
 
 
+def general_mlp():
+    """`relu_mlp` of layers over any axes, here over the last."""
+    of = relu_mlp()
+
+    def make(rngs):
+        return nnx.Sequential(
+            nnx.LinearGeneral(6, 8, rngs=rngs), nnx.relu, nnx.LinearGeneral(8, (5,), rngs=rngs)
+        )
+
+    model = make_nnx(make)
+    nnx.update(model, nnx.state(of, nnx.Param))
+    return model
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "packed"])
+def test_general_layers_over_one_axis_lose_channels(form):
+    model = general_mlp()
+    if form != "dense":
+        model, _ = js.sparsify(model, js.Rule(".*", "2x2"))
+    given = js.pack(model)[0] if form == "packed" else model
+    packed, summary = js.pack(given, X, remove_empty=True)
+    assert sizes(summary) == {"layers/0": (6, 6), "layers/2": (6, 5)}
+    assert_same(model, packed, X)
+    again, _ = js.pack(packed, X, remove_empty=True)
+    assert_same(model, again, X)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse", "packed"])
+def test_general_layers_of_linen_over_one_axis_lose_channels(form):
+    state = nnx.to_pure_dict(nnx.state(relu_mlp(), nnx.Param))["layers"]
+    variables = {"params": {"layers_0": state[0], "layers_2": state[2]}}
+    model = nn.Sequential([nn.DenseGeneral(8), nn.relu, nn.DenseGeneral((5,), axis=(-1,))])
+    expected = model.apply(variables, X)
+    if form != "dense":
+        model, variables, _ = js.sparsify(model, js.Rule(".*", "2x2"), variables, X)
+    if form == "packed":
+        model, variables, _ = js.pack(model, variables)
+    smaller, packed, summary = js.pack(model, variables, X, remove_empty=True)
+    assert sizes(summary) == {"layers_0": (6, 6), "layers_2": (6, 5)}
+    np.testing.assert_array_equal(smaller.apply(packed, X), expected)
+
+
+@pytest.mark.parametrize("axis", [(-2, -1), -2])
+def test_general_layers_over_other_axes_stay_whole(axis):
+    x = jnp.ones((1, 8, 8))
+    inputs = (8, 8) if isinstance(axis, tuple) else 8
+
+    def make(rngs):
+        hidden = nnx.Linear(8, 8, rngs=rngs)
+        return nnx.Sequential(hidden, nnx.LinearGeneral(inputs, 4, axis=axis, rngs=rngs))
+
+    model = make_nnx(make)
+    model.layers[0].kernel[...] = make_empty(model.layers[0].kernel[...], outputs=(1,))
+    model.layers[0].bias[...] = jnp.zeros(8)
+    packed, summary = js.pack(model, x, remove_empty=True)
+    assert summary["layers/0"].shape == (8, 8)
+    assert "several axes" in summary["layers/1"].reason
+    assert_same(model, packed, x)
+    network = nn.Sequential([nn.Dense(8), nn.DenseGeneral(4, axis=axis)])
+    variables = network.init(jax.random.key(0), x)
+    _, _, summary = js.pack(network, variables, x, remove_empty=True)
+    assert "several axes" in summary["layers_1"].reason
+
+
 # Linen --------------------------------------------------------------------------------------------
 
 
