@@ -70,8 +70,12 @@ def test_gradients_of_a_layer_are_those_of_flax():
         oracle.equal_exactly(a, np.asarray(b, np.float64))
 
 
-def test_an_empty_sample_yields_the_bias():
-    ours, _ = nnx_layers(*OPTIONS["conv"])
+@pytest.mark.parametrize("threshold", [None, 0.7], ids=["measured", "0.7"])
+@pytest.mark.parametrize("name", ["conv", "transposed"])
+def test_an_empty_sample_yields_the_bias(name, threshold):
+    transposed, options = OPTIONS[name]
+    ours, _ = nnx_layers(transposed, {**options})
+    ours.threshold = threshold
     x, _ = sparse_input()
     oracle.equal_exactly(ours(x.at[0].set(0))[0], np.ones(ours(x)[0].shape))
     oracle.equal_exactly(ours(0 * x), np.ones(ours(x).shape))
