@@ -153,15 +153,17 @@ def _sparse_pass(cell: Cell, implementation):
     return run
 
 
-def _dense_pass(cell: Cell):
-    """`pass(x, g, w)` of a cell."""
-    dot = functools.partial(jnp.matmul, precision=cell.precision)
-    return {
+@functools.cache
+def _dense_program(role: str, precision: str | None):
+    """The program of `pass(x, g, w)`. Cells of the same sizes share what XLA compiled for it."""
+    dot = functools.partial(jnp.matmul, precision=precision)
+    passes = {
         "forward": lambda x, g, w: dot(x, w),
         "input_grad": lambda x, g, w: dot(g, w.T),
         "weight_grad": lambda x, g, w: dot(x.T, g),
         "step": lambda x, g, w: (dot(x, w), dot(g, w.T), dot(x.T, g)),
-    }[cell.role]
+    }
+    return _program(passes[role])
 
 
 def _program(one_pass):
@@ -175,7 +177,7 @@ def measure_cell(cell: Cell, seconds: float, implementation: str | None = "ffi")
     pairs = _activations(cell.dtype, cell.rows, cell.size)
     whole = [pattern.scatter(v) for v in values]
     for_dense = [(x, g, w) for (x, g), w in zip(pairs, whole)]
-    theirs = _program(_dense_pass(cell))
+    theirs = _dense_program(cell.role, cell.precision)
     functions = {"dense": lambda: jax.block_until_ready(theirs(for_dense))}
     row = dataclasses.asdict(cell) | {"label": cell.label}
     if cell.block is not None:
