@@ -80,7 +80,7 @@ PEAKS = """
         w = jnp.ones((*taps, inputs, outputs))
         for zeros, sizes in (("places", (*space, 1)), ("numbers", (*space, inputs))):
             x = np.where(draw.random(sizes, np.float32) < 0.1, np.float32(1), np.float32(0))
-            x = jnp.asarray(np.broadcast_to(x, (*space, inputs)))
+            x = jax.block_until_ready(jnp.asarray(x) * jnp.ones((*space, inputs)))
             g = jnp.ones(jax.eval_shape(op, x, w).shape)
             pull = lambda x, w, g, of: jax.vjp(op, x, w)[1](g)[of]
             shares[f"{name} {zeros} y"] = beside(op, x, w)
