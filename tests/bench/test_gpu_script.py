@@ -4,6 +4,7 @@ import importlib.machinery
 import importlib.util
 import json
 import pathlib
+import time
 
 import pytest
 
@@ -87,3 +88,19 @@ def test_a_step_that_passed_is_not_repeated_and_one_that_did_not_is(
     assert script.main() == 0
     assert began.read_text() == "one two "
     assert "failed (3)" in capsys.readouterr().out
+
+
+def test_a_step_that_is_cut_short_leaves_no_process_behind(script, tmp_path):
+    """The one that it started writes until it is ended."""
+    path = tmp_path / "alive"
+    alive = f"while True: open({str(path)!r}, 'a').write('.'); time.sleep(0.02)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {alive!r}])"
+    code = starts.replace("while", "import time\\nwhile", 1)
+    step = script.Step("slow", script.python("-c", code), 60)
+    with (tmp_path / "log.txt").open("a") as log:
+        result = script.run(step, 2.0, log, is_dry=True)
+    assert result["verdict"] == "cut short after 2 s"
+    size = path.stat().st_size
+    assert size > 0
+    time.sleep(0.3)
+    assert path.stat().st_size == size
