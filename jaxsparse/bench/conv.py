@@ -64,6 +64,7 @@ class Row:
         ratio: the median over rounds of the rival's time over ours.
         spread: the ratio's quartiles.
         warm: the ratio where each side is called again and again by itself.
+        warm_ms: our time there.
         gflops: of the stored weights, 1e9 multiplications and additions a second.
         goal: the ratio to reach, where one is set.
         command: what to type to measure this row again.
@@ -79,6 +80,7 @@ class Row:
     ratio: float
     spread: tuple[float, float]
     warm: float
+    warm_ms: float
     gflops: float
     goal: float | None
     command: str = ""
@@ -321,12 +323,16 @@ def timed(functions: dict[str, Callable], rival: str, seconds: float) -> dict[st
         rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__)
     ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
+    alone = measure.warm(
+        {name: functions[name] for name in (rival, "sparse")}, seconds=seconds / 2
+    )
     return {
         "milliseconds": {name: 1e3 * median for name, median in medians.items()},
         "rival": rival,
         "ratio": measure.median_ratio(samples, rival, "sparse"),
         "spread": (quartiles[0], quartiles[2]),
-        "warm": measure.warm_ratio(functions, rival, "sparse", seconds=seconds / 2),
+        "warm": alone[rival] / alone["sparse"],
+        "warm_ms": 1e3 * alone["sparse"],
     }
 
 

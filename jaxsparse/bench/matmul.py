@@ -30,6 +30,7 @@ class Row:
         ratio: the median over rounds of dense over sparse.
         spread: the ratio's quartiles.
         warm: the ratio where each side is called again and again by itself.
+        warm_ms: our time there.
         gflops: of the stored blocks, 1e9 multiplications and additions a second.
         goal: the ratio to reach, where one is set.
         command: what to type to measure this row again.
@@ -47,6 +48,7 @@ class Row:
     ratio: float
     spread: tuple[float, float]
     warm: float
+    warm_ms: float
     gflops: float
     goal: float | None
     command: str = ""
@@ -144,6 +146,9 @@ def measure_problem(
         ratios = [d / s for d, s in zip(samples["dense"], samples["sparse"], strict=True)]
         quartiles = statistics.quantiles(ratios, n=4)
         sparse_seconds = statistics.median(samples["sparse"])
+        alone = measure.warm(
+            {name: calls[name] for name in ("dense", "sparse")}, seconds=seconds / 2
+        )
         rows.append(
             Row(
                 role=role,
@@ -156,7 +161,8 @@ def measure_problem(
                 dense_ms=1e3 * statistics.median(samples["dense"]),
                 ratio=measure.median_ratio(samples, "dense", "sparse"),
                 spread=(quartiles[0], quartiles[2]),
-                warm=measure.warm_ratio(calls, "dense", "sparse", seconds=seconds / 2),
+                warm=alone["dense"] / alone["sparse"],
+                warm_ms=1e3 * alone["sparse"],
                 gflops=2e-9 * batch * values.size / sparse_seconds,
                 goal=_goal(role, jnp.dtype(dtype).name, batch, block, zeros),
                 peers={

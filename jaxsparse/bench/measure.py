@@ -2,9 +2,9 @@
 
 import os
 
-from jaxsparse.tune.timing import interleaved, median_ratio, warm_ratio
+from jaxsparse.tune.timing import interleaved, median_ratio, warm
 
-__all__ = ["interleaved", "median_ratio", "pin", "warm_ratio"]
+__all__ = ["interleaved", "median_ratio", "pin", "warm"]
 
 
 def pin(threads: int) -> list[int]:

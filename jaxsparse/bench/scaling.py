@@ -23,14 +23,17 @@ class Row:
 
     Attributes:
         label: role, sizes and zeros.
-        one_ms, two_ms: medians over the rounds, in milliseconds.
-        dense: how many times faster two cores make XLA's dense op.
-        goal: and ours, if it is reached.
+        one_ms, two_ms: medians over the rounds, in milliseconds, in turn with XLA's dense op.
+        warm: how many times faster two cores make ours where it is called again and again by
+            itself: no core has gone to sleep, and operands lie in caches.
+        dense: and XLA's dense op, in turn.
+        goal: for ours in turn.
     """
 
     label: str
     one_ms: float
     two_ms: float
+    warm: float
     dense: float
     goal: float
 
@@ -39,7 +42,8 @@ class Row:
         met = "met" if ratio >= self.goal else "MISSED"
         return (
             f"{self.label:44s} one core {self.one_ms:8.3f} ms  two {self.two_ms:8.3f} ms  "
-            f"{ratio:5.2f}x  goal {self.goal} {met}  (dense {self.dense:.2f}x)"
+            f"{ratio:5.2f}x  goal {self.goal} {met}  warm {self.warm:.2f}x  "
+            f"(dense {self.dense:.2f}x)"
         )
 
 
@@ -50,20 +54,21 @@ def run(rounds: int = 3) -> list[Row]:
         times = {1: {}, 2: {}}
         for _ in range(rounds):
             for threads, of_label in times.items():
-                for label, sparse, dense in _measure(part, threads):
-                    of_label.setdefault(label, []).append((sparse, dense))
+                for label, *milliseconds in _measure(part, threads):
+                    of_label.setdefault(label, []).append(milliseconds)
         for label, samples in times[1].items():
             one, two = (
                 [statistics.median(column) for column in zip(*each, strict=True)]
                 for each in (samples, times[2][label])
             )
-            rows.append(Row(label, one[0], two[0], dense=one[1] / two[1], goal=goal))
+            warm, dense = (a / b for a, b in zip(one[1:], two[1:], strict=True))
+            rows.append(Row(label, one[0], two[0], warm, dense, goal))
             print(rows[-1].line(), flush=True)
     return rows
 
 
-def _measure(part: tuple[str, ...], threads: int) -> Iterator[tuple[str, float, float]]:
-    """For each row of a part its label, and milliseconds of ours and of XLA's dense op."""
+def _measure(part: tuple[str, ...], threads: int) -> Iterator[tuple[str, float, float, float]]:
+    """For each row of a part its label; milliseconds of ours, of ours warm, of XLA's dense op."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "rows.json")
         command = [sys.executable, "-m", "jaxsparse", "bench", *part]
@@ -75,7 +80,9 @@ def _measure(part: tuple[str, ...], threads: int) -> Iterator[tuple[str, float, 
         if "milliseconds" in row:
             times, problem = row["milliseconds"], row["problem"]
             if "xla" in times:  # others are compared with another format of ours
-                yield f"{row['role']:11s} {problem}  {zeros}", times["sparse"], times["xla"]
+                label = f"{row['role']:11s} {problem}  {zeros}"
+                yield label, times["sparse"], row["warm_ms"], times["xla"]
         else:
             problem = f"{row['batch']} x {row['shape'][0]} x {row['shape'][1]}"
-            yield f"{row['role']:11s} {problem}  {zeros}", row["sparse_ms"], row["dense_ms"]
+            label = f"{row['role']:11s} {problem}  {zeros}"
+            yield label, row["sparse_ms"], row["warm_ms"], row["dense_ms"]

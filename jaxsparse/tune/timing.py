@@ -51,16 +51,13 @@ def median_ratio(samples: dict[str, list[float]], slow: str, fast: str) -> float
     return statistics.median(a / b for a, b in zip(samples[slow], samples[fast], strict=True))
 
 
-def warm_ratio(
-    functions: Mapping[str, Callable[[], object]], slow: str, fast: str, *, seconds: float
-) -> float:
-    """The same for functions that are each called again and again, with nothing in between.
+def warm(functions: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, float]:
+    """Median seconds per call of functions that are each called again and again by themselves.
 
     In turn, each finds its operands where the others left them, mostly in memory; alone, in the
     caches. A model lies in between: what a layer reads was just written, but for its weights.
     """
-    alone = {
-        name: statistics.median(interleaved({name: functions[name]}, seconds=seconds / 2)[name])
-        for name in (slow, fast)
+    return {
+        name: statistics.median(interleaved({name: function}, seconds=seconds / 2)[name])
+        for name, function in functions.items()
     }
-    return alone[slow] / alone[fast]

@@ -1,9 +1,9 @@
-"""Timing: which calls a ratio is made of."""
+"""Timing: which calls a time is made of."""
 
 from jaxsparse.tune import timing
 
 
-def test_a_warm_ratio_is_of_functions_that_are_called_by_themselves(monkeypatch):
+def test_warm_times_are_of_functions_that_are_called_by_themselves(monkeypatch):
     calls, of_each = [], {"dense": [8.0, 6.0, 7.0], "sparse": [2.0, 2.0, 9.0]}
 
     def interleaved(functions, seconds):
@@ -11,6 +11,6 @@ def test_a_warm_ratio_is_of_functions_that_are_called_by_themselves(monkeypatch)
         return {name: of_each[name] for name in functions}
 
     monkeypatch.setattr(timing, "interleaved", interleaved)
-    functions = {"sparse": None, "other": None, "dense": None}
-    assert timing.warm_ratio(functions, "dense", "sparse", seconds=3.0) == 3.5
+    functions = {"dense": None, "sparse": None}
+    assert timing.warm(functions, seconds=3.0) == {"dense": 7.0, "sparse": 2.0}
     assert calls == [(["dense"], 1.5), (["sparse"], 1.5)]
