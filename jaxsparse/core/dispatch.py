@@ -102,6 +102,8 @@ def _by_density(member, spec, stored, batch, dtype, platform) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
     its = member.family.devices.get(platform)
+    if its is None and spec.is_thin(batch):
+        return Choice("dense", "the weight is thin: x and y take most of the time, not the weight")
     shape_class = spec.shape_class(batch) if its is None else its.shape_class(spec, batch)
     # Where an op that calls others was not measured, the one that it calls was.
     called = () if member.family.parts is None else member.family.parts(member.result.name)

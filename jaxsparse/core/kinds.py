@@ -62,6 +62,10 @@ class Spec(Protocol):
         """The class of problems that this one shares its break-even point with."""
         ...
 
+    def is_thin(self, batch: int) -> bool:
+        """Whether there is nothing to win by zeros, at any density."""
+        ...
+
 
 class Device(Protocol):
     """What a platform's handlers of a family are, where it is not what the CPU's are.

@@ -175,6 +175,10 @@ class BlockSpec(WeightSpec):
         block_class = next((f"block>={n}" for n in (32, 16, 8, 4) if smallest >= n), "block<4")
         return f"{batch_class(batch)},{block_class}"
 
+    @property
+    def thin(self) -> int:
+        return 12
+
     def is_valid(self, *indices) -> jax.Array:
         (rows, cols), grid = indices, self.grid
         is_used = cols < grid[1]

@@ -223,6 +223,10 @@ class ColumnSpec(WeightSpec):
             return batch_class(batch)
         return f"{batch_class(batch)},width{'>=8' if self.width >= 8 else '<8'}"
 
+    @property
+    def thin(self) -> int:
+        return 32
+
     def is_valid(self, *indices) -> jax.Array:
         places, *order = indices
         end = math.prod(self.grid)

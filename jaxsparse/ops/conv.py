@@ -70,7 +70,21 @@ class ConvSpec:
         classes += ["strides=1" if set(self.window.strides) == {1} else "strides>1"]
         classes += [next((f"channels<{n}" for n in (64, 128) if channels < n), "channels>=128")]
         classes += ["groups>1"] if self.window.groups > 1 else []
-        return ",".join([*classes, self.weight.shape_class(batch * math.prod(self.window.y_space))])
+        return ",".join([*classes, self.weight.shape_class(self._outputs(batch))])
+
+    def is_thin(self, batch: int) -> bool:
+        """As for products, where the kernel has one tap. With more, inputs are read more than once.
+
+        XLA is slow where convolutions have groups or three axes.
+        """
+        taps = math.prod(self.window.kernel)
+        if taps == 1:
+            return self.weight.is_thin(self._outputs(batch))
+        is_plain = self.window.groups == 1 and len(self.window.kernel) < 3
+        return is_plain and self._outputs(batch) >= 512 and self.weight.weight_shape[0] < 32
+
+    def _outputs(self, batch: int) -> int:
+        return batch * math.prod(self.window.y_space)
 
 
 # In plain JAX -------------------------------------------------------------------------------------

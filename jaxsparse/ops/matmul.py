@@ -45,6 +45,9 @@ class MatmulSpec:
     def shape_class(self, batch: int) -> str:
         return self.weight.shape_class(batch)
 
+    def is_thin(self, batch: int) -> bool:
+        return self.weight.is_thin(batch)
+
 
 def _dot(spec, x, w):
     result = x.dtype
