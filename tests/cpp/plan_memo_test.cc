@@ -85,13 +85,13 @@ TEST_CASE("the memo forgets the plan that was not used for longest") {
   for (int64_t rows = 1; rows <= 2; ++rows) {
     shape.batch = rows;
     problems.push_back(
-        std::make_unique<ConvProblem>(shape, Role::kForward, DType::kF32, SmallIntegers(1)));
+        std::make_unique<ConvProblem>(shape, Role::kInputGrad, DType::kF32, SmallIntegers(1)));
     REQUIRE(Run(*problems.back()).ok());
   }
   int64_t most = 0;
   for (int64_t rows = 3; rows <= 16; ++rows) {
     shape.batch = rows;
-    ConvProblem problem(shape, Role::kForward, DType::kF32, SmallIntegers(1));
+    ConvProblem problem(shape, Role::kInputGrad, DType::kF32, SmallIntegers(1));
     REQUIRE(Run(problem).ok());
     REQUIRE(Run(*problems[0]).ok());  // stays in use
     CHECK(cpu::ReadPlanMemo().bytes <= cpu::kPlanMemoBytes);

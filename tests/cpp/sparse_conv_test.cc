@@ -1,10 +1,15 @@
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "conv_problems.h"
+#include "cpu/column_pattern.h"
 #include "cpu/parallel_for.h"
 #include "test_pool.h"
 
@@ -169,11 +174,88 @@ TEST_CASE("convolutions give the same bits for any number of threads") {
   }
 }
 
+// Up to two vectors of rows go without a plan, and in pieces of columns.
+TEST_CASE("products of few rows equal the definition on integers") {
+  ThreadPool pool(3);
+  for (const DType dtype : kDTypes) {
+    for (const int64_t rows : {1, 2, 5, 8, 9, 16, 17, 32, 33}) {
+      for (const double density : {0.0, 0.03, 0.5, 1.0}) {
+        ConvShape shape = Product(rows, 61, 77);
+        shape.density = density;
+        CheckExact(shape, Role::kForward, dtype, cpu::CallerOnly());
+      }
+      ConvShape wide = Product(rows, 90, 1500);
+      wide.density = 0.9;
+      CheckExact(wide, Role::kForward, dtype, pool);
+      ConvShape grouped = Product(rows, 9, 5);
+      grouped.groups = 3;
+      CheckExact(grouped, Role::kForward, dtype, pool);
+    }
+  }
+}
+
+TEST_CASE("products of few rows give the same bits for any number of threads") {
+  ThreadPool two(2), five(5);
+  for (const DType dtype : kDTypes) {
+    for (const int64_t rows : {1, 3}) {
+      ConvShape shape = Product(rows, 700, 1500);
+      shape.density = 0.6;
+      ConvProblem problem(shape, Role::kForward, dtype, RealNumbers(5));
+      for (const cpu::KernelTable* table : Tables()) {
+        REQUIRE(problem.Run(*table, cpu::CallerOnly()).ok());
+        const Array::Bytes alone = problem.result().bytes();
+        for (ThreadPool* pool : {&two, &five}) {
+          problem.result().Fill([] { return 0.0; });
+          const int64_t scheduled = pool->num_scheduled();
+          REQUIRE(problem.Run(*table, *pool).ok());
+          INFO(CaseName(*table, problem));
+          CHECK(pool->num_scheduled() > scheduled);
+          CHECK((problem.result().bytes() == alone));
+        }
+      }
+    }
+  }
+}
+
+// They check places piece by piece, and say what CheckPlaces says of all.
+TEST_CASE("products of few rows refuse places wherever they are wrong") {
+  std::mt19937 random(3);
+  for (const int64_t rows : {1, 2}) {
+    ConvShape shape = Product(rows, 40, 900);
+    shape.density = 0.7;
+    ConvProblem problem(shape, Role::kForward, DType::kF32, SmallIntegers(17));
+    const std::vector<int32_t> good = problem.places;
+    const auto capacity = static_cast<int64_t>(good.size());
+    for (int trial = 0; trial < 600; ++trial) {
+      const auto k = static_cast<int64_t>(random() % capacity);
+      const int32_t unused = 40 * 900;
+      const int32_t wrong[] = {-1,
+                               INT32_MIN,
+                               INT32_MAX,
+                               unused,
+                               unused + 1,
+                               0,
+                               good[random() % capacity],
+                               static_cast<int32_t>(random() % unused)};
+      problem.places = good;
+      problem.places[k] = wrong[trial % 8];
+      if (trial % 3 == 0) std::reverse(problem.places.begin() + k, problem.places.end());
+      int64_t used = 0;
+      const std::string expected =
+          cpu::CheckPlaces(problem.places.data(), capacity, 900, 40, &used).message;
+      for (const cpu::KernelTable* table : Tables()) {
+        CHECK(problem.Run(*table, cpu::CallerOnly()).message == expected);
+      }
+    }
+  }
+}
+
 TEST_CASE("an infinity or NaN reaches the results of its products and nothing else") {
   const double inf = std::numeric_limits<double>::infinity();
   std::vector<ConvShape> shapes = SomeConvs();
   shapes.push_back(Conv2d(3, 9, 4, 5, 3));
   shapes.push_back(Conv2d(8, 7, 20, 30, 3));
+  for (const int64_t rows : {1, 3, 20}) shapes.push_back(Product(rows, 20, 30));
   for (const DType dtype : kDTypes) {
     for (const Role role : kRoles) {
       for (const ConvShape& shape : shapes) {

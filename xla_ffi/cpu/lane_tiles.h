@@ -87,6 +87,17 @@ struct ValueStore {
   void* stored;
 };
 
+// sums[column][row] = sum over the column's weights of value * source[input][row].
+struct FewRowsTile {
+  const void* values;
+  const int32_t* places;
+  const int64_t* begins;  // [columns + 1] of the columns' weights
+  int64_t first_place;    // of the first column
+  int64_t columns, size_in;
+  const void* source;  // in the sums' type, with an input more, of zeros
+  void* sums;
+};
+
 // The functions for one dtype.
 struct LaneTiles {
   int64_t item_bytes, sum_bytes;
@@ -102,6 +113,9 @@ struct LaneTiles {
   void (*store_values)(const ValueStore&);
   // A shape's `dot` that takes the source as zero where the result has no place.
   void (*masked_dot)(const LaneDot&, const LaneShape&);
+  // For one row, for a vector of rows, for two.
+  void (*few_rows[3])(const FewRowsTile&);
+  bool (*ascend)(const int32_t* places, int64_t count);  // strictly
   bool (*all_finite)(const void* stored, int64_t count);
 };
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/few_rows.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
 
@@ -162,6 +163,7 @@ Status ForEachConvGroup(const SparseConv& given, ConvRole role, const LaneTiles&
 }
 
 Status ConvForward(const SparseConv& problem, const LaneTiles& tiles, TaskPool& pool) {
+  if (HasFewRows(problem, tiles)) return FewRowsForward(problem, tiles, pool);
   const int64_t bytes = problem.batch * NumPlaces(problem.y_space) * problem.out * tiles.item_bytes;
   return ForEachConvGroup(
       problem, ConvRole::kForward, tiles, pool,

@@ -1,6 +1,7 @@
 // Register tiles over lanes, and packing into lanes. See lane_tiles.h.
 #pragma once
 #include "cpu/kernels/conv_weight_grad-inl.h"
+#include "cpu/kernels/few_rows-inl.h"
 #include "cpu/kernels/offsets-inl.h"
 #include "cpu/kernels/packing-inl.h"
 #include "cpu/lane_tiles.h"
@@ -329,6 +330,10 @@ constexpr LaneTiles MakeLaneTiles() {
   tiles.pack_values = PackValues<Type>;
   tiles.store_values = StoreValues<Type>;
   tiles.masked_dot = RunMaskedDot<Sum>;
+  tiles.few_rows[0] = RunOneRow<Type>;
+  tiles.few_rows[1] = RunFewRows<Type, 1>;
+  tiles.few_rows[2] = RunFewRows<Type, 2>;
+  tiles.ascend = Ascend;
   tiles.all_finite = AllFinite<Type>;
   return tiles;
 }
