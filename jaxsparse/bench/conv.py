@@ -323,9 +323,7 @@ def timed(functions: dict[str, Callable], rival: str, seconds: float) -> dict[st
         rival = min(medians.keys() - {"sparse"}, key=medians.__getitem__)
     ratios = [a / b for a, b in zip(samples[rival], samples["sparse"], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4)
-    alone = measure.warm(
-        {name: functions[name] for name in (rival, "sparse")}, seconds=seconds / 2
-    )
+    alone = measure.warm({name: functions[name] for name in (rival, "sparse")}, seconds=seconds / 2)
     return {
         "milliseconds": {name: 1e3 * median for name, median in medians.items()},
         "rival": rival,
