@@ -215,6 +215,44 @@ def test_a_thousand_calls_do_not_grow_memory():
     assert int(run_python(code)) < 64e6
 
 
+def test_no_role_of_a_convolution_copies_its_input_for_every_tap():
+    """Nine copies would be in an im2col of these; what kernels pack is no more than the input."""
+    need("cpu_kernels")
+    code = """
+        import jax, jax.numpy as jnp, jaxsparse as js
+
+        def memory(name):
+            with open("/proc/self/status") as file:
+                (line,) = (line for line in file if line.startswith(name))
+            return int(line.split()[1]) * 1024
+
+        def taken(program, *arguments):
+            before = memory("VmRSS")
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # the peak starts again here
+            results.append(jax.block_until_ready(program(*arguments)))
+            planned = program.memory_analysis()
+            assert planned.temp_size_in_bytes < 1e6, planned
+            return memory("VmHWM") - before - planned.output_size_in_bytes
+
+        x, results, most = jnp.ones((16, 64, 64, 64)), [], {}
+        dense = jax.random.normal(jax.random.key(0), (3, 3, 64, 64))
+        for format in ("unstructured", "grouped:8", "32x32"):
+            w = js.fromdense(dense, format, sparsity=0.9)
+            conv = lambda x, v: js.conv(x, w.with_values(v), implementation="ffi")
+            roles = {
+                "forward": conv,
+                "input_grad": lambda g, v: jax.vjp(lambda x: conv(x, v), g)[1](g),
+                "weight_grad": lambda x, v: jax.vjp(lambda v: conv(x, v), v)[1](x),
+            }
+            for name, role in roles.items():
+                program = jax.jit(role).lower(x, w.values).compile()
+                most[name, format] = taken(program, x, w.values) / x.nbytes
+        print(max(most.values()) < 1.25, most)
+    """
+    assert run_python(code, NPROC="2").startswith("True")
+
+
 # Numbers ------------------------------------------------------------------------------------------
 
 
