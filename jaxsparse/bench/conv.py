@@ -149,6 +149,12 @@ def cases() -> Iterator[Case]:
             yield Case(problem, "forward", "unstructured", zeros, goal, implementation="ffi")
     for zeros in (0.7, 0.9):
         yield Case(wide[0], "forward", "unstructured", zeros, rival="xla", dtype="bfloat16")
+    for rows in (1, 8, 32):  # decoding, a word at a time
+        problem = dataclasses.replace(
+            _MATMUL, name=f"matmul_{rows}_rows", features=(4096, 4096), batch=(rows,), source="wide"
+        )
+        for zeros in (0.5, 0.8, 0.9, 0.95):
+            yield Case(problem, "forward", "unstructured", zeros)
 
 
 def _unstructured(problem, role, goals, rival="best") -> Iterator[Case]:
