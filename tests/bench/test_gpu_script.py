@@ -69,6 +69,7 @@ def test_a_result_file_is_named_by_date_and_device_and_holds_everything(script, 
 def test_a_run_that_measured_nothing_still_leaves_a_result_file(script, tmp_path):
     about = {"date": "2026-12-01 10:00:00", "gpu": "[Errno 2] No such file: 'nvidia-smi'"}
     path = script.write_result(tmp_path, {"dry_run": False, "about": about, "steps": {}})
+    assert path.name == "2026-12-01-no-gpu-gpu.json"
     assert json.loads(path.read_text())["rows"] == []
 
 
