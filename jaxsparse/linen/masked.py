@@ -4,7 +4,6 @@ import jax
 from flax import linen as nn
 from jax import lax
 
-from jaxsparse.core import names
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import masked, options
 from jaxsparse.linen.conv import taps_of
@@ -91,5 +90,4 @@ def _forward(layer, inputs, mask, shape, transposed):
     if layer.use_bias:
         bias = layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype)
     inputs, kernel, bias = layer.promote_dtype(inputs, kernel, bias, dtype=layer.dtype)
-    with names.layer("/".join(layer.path) or type(layer).__name__):
-        return masked.forward(layer, inputs, kernel, bias, mask, transposed=transposed)
+    return masked.forward(layer, inputs, kernel, bias, mask, transposed=transposed)

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxsparse.core import names
 from jaxsparse.layers import kernel as kernels
 from jaxsparse.layers import masked, options
 
@@ -110,6 +109,5 @@ def _forward(layer, inputs, mask, transposed):
     kernel = kernels.apply_mask(layer.kernel[...], None, layer.mask, layer.kernel_shape)
     bias = None if layer.bias is None else layer.bias[...]
     inputs, kernel, bias = layer.promote_dtype((inputs, kernel, bias), dtype=layer.dtype)
-    name = type(layer).__name__
-    with names.layer(name), jax.named_scope(name):
+    with jax.named_scope(type(layer).__name__):  # for `explain`, `check` and profiles
         return masked.forward(layer, inputs, kernel, bias, mask, transposed=transposed)

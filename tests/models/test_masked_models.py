@@ -165,6 +165,9 @@ def test_check_names_the_masked_layer_that_is_wrong_and_no_other(framework, monk
     if framework == "linen":
         variables, names = LinenNet().init(jax.random.key(0), X), ("down", "up")
         run = lambda: jax.grad(lambda v: jnp.sum(LinenNet().apply(v, X)))(variables)
+    with js.check() as checked:  # without a trace around them, too
+        jax.block_until_ready(Net()(X) if framework == "nnx" else LinenNet().apply(variables, X))
+    assert {row.name.split("/")[-1] for row in checked.rows} == set(names)
     with js.check() as checked:
         run()
     assert {row.name.split("/")[-1] for row in checked.rows} == set(names)
