@@ -253,6 +253,36 @@ def test_no_role_of_a_convolution_copies_its_input_for_every_tap():
     assert run_python(code, NPROC="2").startswith("True")
 
 
+BITS = """
+    import hashlib, jax, numpy as np, conv_cases, oracle
+    from jaxsparse.problems import ConvProblem
+
+    bits = hashlib.sha256()
+    for transposed in (False, True):
+        problem = ConvProblem("threads", (13, 11), (3, 3), (40, 70), (2, 1), batch=(6,),
+                              transposed=transposed, sparsity=0.7)
+        for format in conv_cases.FORMATS:
+            layer = conv_cases.make(problem, format, oracle.normals)
+            w = layer.weight(garbage=False)
+
+            @jax.jit
+            def all_three(x, v, g):
+                conv = lambda x, v: layer.convolve(x, w.with_values(v), implementation="ffi")
+                y, pull_back = jax.vjp(conv, x, v)
+                return y, *pull_back(g)
+
+            for result in all_three(layer.array("x"), w.values, layer.array("g")):
+                bits.update(np.asarray(result).tobytes())
+    print(bits.hexdigest())
+"""
+
+
+def test_kernels_give_the_same_bits_for_any_number_of_threads():
+    need("cpu_kernels")
+    one, two, eight = (run_python(BITS, NPROC=count) for count in ("1", "2", "8"))
+    assert one == two == eight
+
+
 # Numbers ------------------------------------------------------------------------------------------
 
 
