@@ -121,6 +121,7 @@ def matmul(
     x = arguments.as_array("matmul", "x", x)
     weights = arguments.read_weights("matmul", w, pattern, implementation, grad)
     _check_shapes(x, weights[0].shape)
+    arguments.check_preferred("matmul", x.dtype, preferred_element_type)
     result, wide = arguments.result_dtypes(x.dtype, preferred_element_type)
 
     def by(weight):

@@ -65,8 +65,18 @@ def cosine(fraction: float, *, end: int) -> Schedule:
     return schedule
 
 
-def as_schedule(share) -> Schedule:
-    """A schedule as it is; a number as one that is always the same."""
+def as_schedule(function: str, name: str, share) -> Schedule:
+    """A schedule as it is; a number as one that is always the same.
+
+    Raises:
+        TypeError: neither of the two.
+    """
+    is_number = isinstance(share, (int, float, np.number)) or getattr(share, "ndim", None) == 0
+    if not callable(share) and not is_number:
+        raise TypeError(
+            f"{function}: {name} is a number or a function of the step, such as a schedule of "
+            f"optax, got {share!r}."
+        )
     schedule = share if callable(share) else lambda step: share
     return lambda step: jnp.asarray(schedule(step), jnp.float32)
 

@@ -87,7 +87,7 @@ def gradual(
     Source: Zhu and Gupta 2017, arXiv:1710.01878; with `score=movement, accumulate=True,
     pool="sum"`, Sanh et al. 2020, arXiv:2005.07683, but that what was dropped does not return.
     """
-    sparsity = schedules.as_schedule(sparsity)
+    sparsity = schedules.as_schedule("gradual", "sparsity", sparsity)
     clock = _Clock.make("gradual", every, begin, end)
 
     def init(params, *, key=None, patterns=None):
@@ -296,7 +296,7 @@ def _exchanging(
     name, grow, sparsity, format, fraction, distribution, initializer, every, begin, end
 ) -> Pruner:
     """A pruner that drops parts of smallest norm; it grows others by a score, or at random."""
-    fraction = schedules.as_schedule(fraction)
+    fraction = schedules.as_schedule(name, "fraction", fraction)
     clock = _Clock.make(name, every, every if begin is None else begin, end)
 
     def init(params, *, key=None, patterns=None):
@@ -314,6 +314,7 @@ def _exchanging(
                 f"{name}.init: random patterns need a format, got None. Give, for example, "
                 'format="32x32".'
             )
+        schedules.check_share(name, "sparsity", sparsity)
         drawn, key = jax.random.split(key)
         return _state(
             key,

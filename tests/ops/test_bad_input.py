@@ -484,3 +484,10 @@ def test_a_refused_call_leaves_the_library_working(path):
             jax.block_until_ready(USES["forward"](lying_weight("row_huge")))
     y = np.asarray(js.matmul(X, W, implementation=path))
     np.testing.assert_array_equal(y, LAYER.y())
+
+
+def test_products_refuse_preferred_dtypes_that_no_result_has():
+    x, w = jnp.ones((2, 4)), js.fromdense(jnp.ones((4, 4)), "2x2")
+    for preferred in (jnp.int32, jnp.complex64):
+        with pytest.raises(TypeError, match="matmul: preferred_element_type is of the kind of x"):
+            js.matmul(x, w, preferred_element_type=preferred)

@@ -572,3 +572,12 @@ def test_things_that_are_no_patterns_are_refused(params):
     masks = jax.tree.map(lambda w: jnp.ones(w.shape, bool), params)
     with pytest.raises(TypeError, match=r"first/kernel needs a pattern or None.*from_masks"):
         pruning.apply_patterns(params, masks)
+
+
+def test_what_is_no_share_is_told_by_the_method_that_was_asked(params):
+    with pytest.raises(TypeError, match="gradual: sparsity is a number or a function of the step"):
+        pruning.gradual("x", format="2x2")
+    with pytest.raises(TypeError, match="rigl: fraction is a number or a function"):
+        pruning.rigl(0.5, fraction=[0.3], format="2x2", end=1000)
+    with pytest.raises(ValueError, match=r"rigl: sparsity is a share, from 0 to 1, got 1\.5"):
+        pruning.rigl(1.5, format="2x2", end=1000).init(params)
