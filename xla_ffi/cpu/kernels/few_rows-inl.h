@@ -57,14 +57,22 @@ JAXSPARSE_INLINE Sum AddLanes(typename Simd<Sum>::Vector v) {
   return lanes[0];
 }
 
-// One number in the sums' type.
+// The next `count` weights, at most a vector of them, in the sums' type; they end at `end`.
 template <class Type>
-JAXSPARSE_INLINE typename Type::Sum One(const typename Type::Stored* from) {
+JAXSPARSE_INLINE const typename Type::Sum* Converted(const typename Type::Stored* values,
+                                                     int64_t end, int64_t count,
+                                                     typename Type::Sum* room) {
+  constexpr int kLanes = Simd<typename Type::Sum>::kLanes;
   if constexpr (Type::kSumsAreStored) {
-    return *from;
+    return values + end - count;
+  } else if (end >= kLanes) {  // what else is read are weights of other columns
+    StoreVector(room, Type::Load(values + end - kLanes));
+    return room + kLanes - count;
   } else {
-    typename Type::Stored alone[Simd<typename Type::Sum>::kLanes] = {*from};
-    return Type::Load(alone)[0];
+    typename Type::Stored stored[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) stored[i] = values[end - count + i];
+    StoreVector(room, Type::Load(stored));
+    return room;
   }
 }
 
@@ -174,12 +182,20 @@ void RunFewRows(const FewRowsTile& tile) {
         sum[split][v] += w * LoadVector<Vector>(x + v * sizeof(Vector));
       }
     };
-    int64_t k = t.begins[j];
-    for (; k + kSplit <= end; k += kSplit) {
+    for (int64_t k = t.begins[j]; k < end;) {
+      const int64_t count = Type::kSumsAreStored ? end - k : Min(Simd<Sum>::kLanes, end - k);
+      Sum room[Simd<Sum>::kLanes];
+      const Sum* weights = Converted<Type>(values, k + count, count, room);
+      int64_t i = 0;
+      for (; i + kSplit <= count; i += kSplit) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kSplit; ++i) add(One<Type>(values + k + i), k + i, i);
+        for (int split = 0; split < kSplit; ++split) {
+          add(weights[i + split], k + i + split, split);
+        }
+      }
+      for (; i < count; ++i) add(weights[i], k + i, 0);
+      k += count;
     }
-    for (; k < end; ++k) add(One<Type>(values + k), k, 0);
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       StoreVector(sums + j * kVectors + v, (sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v]));
