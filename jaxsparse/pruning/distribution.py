@@ -167,7 +167,9 @@ def select_n_m(scores, n: int, m: int, *, format="unstructured"):
     """The patterns that store, of every `m` weights in a row, the `n` of highest score.
 
     The `m` weights are neighbours along the inputs of one output (of one tap of a convolution):
-    N:M sparsity, stored as single weights.
+    N:M sparsity, stored as single weights. An array of three axes or more counts as a
+    convolution's kernel: scores of a linear layer with several axes of inputs or outputs must be
+    reshaped to `[in, out]`.
 
     Args:
         scores: a tree of real arrays, such as `magnitude(params)`.
