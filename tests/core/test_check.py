@@ -79,7 +79,7 @@ def test_sums_of_one_sign_are_not_taken_for_errors():
     positive = lambda seed, *shape: jax.random.uniform(
         jax.random.key(seed), shape, minval=1, maxval=2
     )
-    x, w = positive(1, 8, 4608), js.fromdense(positive(2, 4608, 16), "unstructured")
+    x, w = positive(1, 40, 4608), js.fromdense(positive(2, 4608, 16), "unstructured")
     with js.check() as checked:
         ffi(x, w)
     (row,) = checked.rows
