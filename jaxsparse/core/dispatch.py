@@ -102,7 +102,9 @@ def _by_density(member, spec, stored, batch, dtype, platform) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
     its = member.family.devices.get(platform)
-    if its is None and spec.is_thin(batch):
+    # XLA's products of short floats are slower, so that kernels pay there.
+    is_wide = dtype in ("float32", "float64")
+    if its is None and is_wide and spec.is_thin(batch, member.result.member):
         return Choice("dense", "the weight is thin: x and y take most of the time, not the weight")
     shape_class = spec.shape_class(batch) if its is None else its.shape_class(spec, batch)
     # Where an op that calls others was not measured, the one that it calls was.

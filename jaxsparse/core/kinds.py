@@ -62,8 +62,8 @@ class Spec(Protocol):
         """The class of problems that this one shares its break-even point with."""
         ...
 
-    def is_thin(self, batch: int) -> bool:
-        """Whether there is nothing to win by zeros, at any density."""
+    def is_thin(self, batch: int, role: str) -> bool:
+        """Whether a member such as "forward" has nothing to win by zeros, at any density."""
         ...
 
 

@@ -160,13 +160,15 @@ class WeightSpec(abc.ABC):
     def thin(self) -> int:
         """With fewer inputs or outputs than this, missing weights do not pay for large batches."""
 
-    def is_thin(self, batch: int) -> bool:
+    def is_thin(self, batch: int, role: str) -> bool:
         """Whether reading x and writing y takes so long that there is nothing to win by zeros.
 
         Measured against XLA's products, one core, AVX-512: from 512 rows on, down to a quarter of
-        its speed at any density; with 64 rows kernels were still faster.
+        its speed at any density; with 64 rows kernels were still faster, and so they were for
+        gradients where only outputs are few.
         """
-        return batch >= 512 and min(self.weight_shape) < self.thin
+        few = min(self.weight_shape) if role == "forward" else self.weight_shape[0]
+        return batch >= 512 and few < self.thin
 
     @abc.abstractmethod
     def is_valid(self, *indices) -> jax.Array:

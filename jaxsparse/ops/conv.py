@@ -72,14 +72,14 @@ class ConvSpec:
         classes += ["groups>1"] if self.window.groups > 1 else []
         return ",".join([*classes, self.weight.shape_class(self._outputs(batch))])
 
-    def is_thin(self, batch: int) -> bool:
+    def is_thin(self, batch: int, role: str) -> bool:
         """As for products, where the kernel has one tap. With more, inputs are read more than once.
 
         XLA is slow where convolutions have groups or three axes.
         """
         taps = math.prod(self.window.kernel)
         if taps == 1:
-            return self.weight.is_thin(self._outputs(batch))
+            return self.weight.is_thin(self._outputs(batch), role)
         is_plain = self.window.groups == 1 and len(self.window.kernel) < 3
         return is_plain and self._outputs(batch) >= 512 and self.weight.weight_shape[0] < 32
 

@@ -45,8 +45,8 @@ class MatmulSpec:
     def shape_class(self, batch: int) -> str:
         return self.weight.shape_class(batch)
 
-    def is_thin(self, batch: int) -> bool:
-        return self.weight.is_thin(batch)
+    def is_thin(self, batch: int, role: str) -> bool:
+        return self.weight.is_thin(batch, role)
 
 
 def _dot(spec, x, w):

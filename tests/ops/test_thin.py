@@ -26,6 +26,21 @@ def test_thin_products_of_many_rows_run_dense(shape, format):
     assert "thin" not in _way(js.matmul, jnp.ones((64, shape[0])), shape, format)[1]
 
 
+def test_gradients_and_short_floats_are_thin_where_xla_is_fast():
+    machine.need("cpu_kernels")
+    ways = {}
+    for shape in ((8, 256), (256, 8)):
+        w = js.fromdense(jnp.ones(shape), "unstructured", sparsity=0.9)
+        loss = lambda x, w: js.matmul(x, w).sum()
+        calls = js.explain(jax.grad(loss, (0, 1), allow_int=True), jnp.ones((512, shape[0])), w)
+        ways[shape] = {call.member.rsplit("_matmul_")[-1]: "thin" in call.reason for call in calls}
+    assert ways[8, 256] == {"forward": True, "input_grad": True, "weight_grad": True}
+    assert ways[256, 8] == {"forward": True, "input_grad": False, "weight_grad": False}
+    short = js.fromdense(jnp.ones((8, 256), jnp.bfloat16), "unstructured", sparsity=0.9)
+    (call,) = js.explain(js.matmul, jnp.ones((512, 8), jnp.bfloat16), short)
+    assert "thin" not in call.reason
+
+
 def test_how_thin_depends_on_the_format():
     x = jnp.ones((512, 24))
     assert "thin" in _way(js.matmul, x, (24, 256), "unstructured")[1]
