@@ -102,9 +102,10 @@ def _by_density(member, spec, stored, batch, dtype, platform) -> Choice:
     density = spec.density(stored)
     batch = batch if isinstance(batch, int) else sys.maxsize  # symbolic, in an exported program
     its = member.family.devices.get(platform)
-    # XLA's products of short floats are slower, so that kernels pay there.
-    is_wide = dtype in ("float32", "float64")
-    if its is None and is_wide and spec.is_thin(batch, member.result.member):
+    role = member.result.member
+    # XLA's gradients of short floats are up to seven times as slow as kernels.
+    is_slow = role != "forward" and dtype not in ("float32", "float64")
+    if its is None and not is_slow and spec.is_thin(batch, role):
         return Choice("dense", "the weight is thin: x and y take most of the time, not the weight")
     shape_class = spec.shape_class(batch) if its is None else its.shape_class(spec, batch)
     # Where an op that calls others was not measured, the one that it calls was.

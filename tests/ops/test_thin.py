@@ -37,8 +37,11 @@ def test_gradients_and_short_floats_are_thin_where_xla_is_fast():
     assert ways[8, 256] == {"forward": True, "input_grad": True, "weight_grad": True}
     assert ways[256, 8] == {"forward": True, "input_grad": False, "weight_grad": False}
     short = js.fromdense(jnp.ones((8, 256), jnp.bfloat16), "unstructured", sparsity=0.9)
-    (call,) = js.explain(js.matmul, jnp.ones((512, 8), jnp.bfloat16), short)
-    assert "thin" not in call.reason
+    calls = js.explain(
+        jax.grad(loss, (0, 1), allow_int=True), jnp.ones((512, 8), "bfloat16"), short
+    )
+    assert ["thin" in call.reason for call in calls] == ["forward" in c.member for c in calls]
+    assert len(calls) == 3
 
 
 def test_how_thin_depends_on_the_format():
