@@ -24,34 +24,31 @@ struct EntryLists {
   int64_t source_stride;    // items from one place to the next
   const int32_t* nonzeros;  // of each place, all channels; a place without is not read
   int64_t places, channels;
-  int64_t weight_bytes;  // from the weights of one channel to those of the next
-  EntryStore lists;      // begins[0] is given
+  // Bytes to the weights of the first place's first channel, to those of the next channel, and to
+  // those of the next place.
+  int64_t first_bytes, channel_bytes, place_bytes;
+  EntryStore lists;  // begins[0] is given
 };
 
-// What each target meets through a row of taps, as one list of an even length: the end of a list is
-// a missed branch, as long as some 30 multiplications.
-struct EntryJoin {
-  EntryStore lists;          // of the places of a row
-  const int32_t* source_of;  // [taps][targets]: the list, or -1
-  int64_t taps, targets;
-  int64_t tap_bytes;  // from the weights of one tap to those of the next
-  int64_t zeros;      // offset of weights that are zero, for what makes a list even
-  EntryStore joined;  // begins[0] is given
+// A list that a target meets through a row of taps. The offsets of its entries count from `weights`
+// bytes behind the first weight of the row.
+struct EntryRange {
+  int64_t begin, count, weights;
 };
 
-// What targets meet through a row of taps: their lists, and the bytes to the weights of its taps.
+// What targets meet through a row of taps: [ranges][targets], and the bytes to its weights.
 struct EntrySegment {
-  const int64_t* begins;
+  const EntryRange* ranges;
   int64_t weights;
 };
 
-// A row of results: sums[target] (+)= sum over segments and entries of value * weights.
+// A row of results: sums[target] (+)= sum over segments, ranges and entries of value * weights.
 struct EntryRow {
   const void* values;
   const int32_t* offsets;
   const EntrySegment* segments;
-  int64_t num_segments, targets;
-  const void* weights;  // of each strip [rows of taps][weights of a row, and zeros]
+  int64_t num_segments, num_ranges, targets;
+  const void* weights;  // of each strip [rows of taps][weights of a row]
   int64_t strips, strip_bytes;
   int64_t vectors, cols;  // of a strip 1, 2, 4 or 8 vectors; the columns that exist, of all strips
   void* sums;
@@ -62,7 +59,6 @@ struct EntryRow {
 struct EntryTiles {
   int64_t sum_bytes, lanes;
   void (*list)(const EntryLists&);
-  void (*join)(const EntryJoin&);
   void (*row)(const EntryRow&);
   // As those of Tiles, but that a word is always one number.
   void (*pack_columns)(const ColumnPanel&);
