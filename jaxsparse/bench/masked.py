@@ -73,6 +73,10 @@ def cases() -> Iterator[Case]:
     for zeros, goal in ((0.9, 5), (0.95, 9)):
         yield Case(named("dcgan_16_to_32"), "forward", "places", zeros, goal)
     for problem in many:
+        for zeros in _PLACES:
+            yield Case(problem, "weight_grad", "numbers", zeros)
+        yield Case(problem, "step", "numbers", 0.9)
+    for problem in many:
         yield Case(problem, "step", "places", 0.9, 4, "masked")
         yield Case(problem, "step", "places", 0.9)
         for role in ("input_grad", "weight_grad"):

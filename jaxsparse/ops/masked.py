@@ -144,9 +144,9 @@ def _choose(member, spec: MaskedSpec, dtype: str) -> dispatch.Choice:
     if spec.threshold is not None:
         share = f"from {float(spec.threshold):.4g} zeros on"
     else:
-        limits = _break_even(dtype, spec)
+        limits = _break_even(member.result.name, dtype, spec)
         share = f"up to {limits[0]:.2g} active places"
-        if member.result.name != "w":
+        if _skips_numbers(member.result.name, spec, spec.masks or (spec.source,)):
             share += f" or {limits[1]:.2g} nonzeros"
     return dispatch.Choice("ffi", f"decided when it runs: sparse {share}, else XLA's dense op")
 
@@ -155,11 +155,17 @@ def _is_sparse(result: str, spec: MaskedSpec) -> bool:
     return result != spec.source or bool(spec.masks)
 
 
-def _break_even(dtype: str, spec: MaskedSpec) -> list[float]:
+def _skips_numbers(result: str, spec: MaskedSpec, masks: Sequence[str]) -> bool:
+    """Whether the kernel skips single zeros: an operand's, where no other places are given."""
+    return result != spec.source and tuple(masks) == (spec.source,)
+
+
+def _break_even(kind: str, dtype: str, spec: MaskedSpec) -> list[float]:
     """The shares of active places, and of nonzeros, up to which kernels pay on this machine."""
+    by_number = "masked_conv_weight_grad_nonzeros" if kind == "w" else "masked_conv_nonzeros"
     measured = (
-        dispatch.break_even(f"masked_conv_{what}", dtype, spec.shape_class())
-        for what in ("places", "nonzeros")
+        dispatch.break_even(name, dtype, spec.shape_class())
+        for name in ("masked_conv_places", by_number)
     )
     guessed = spec.unmeasured_break_even(), 0.1
     return [guess if m is None else m for m, guess in zip(measured, guessed, strict=True)]
@@ -188,7 +194,7 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
         return sparse()
     counts = places[spec.source if spec.source in places else masks[0]]
     channels = spec.channels["xy".index(spec.source)]  # which both sides' counts are of
-    pays = _pays(kind, spec, arrays[0].dtype.name, counts, channels)
+    pays = _pays(kind, known, arrays[0].dtype.name, counts, channels)
     if (decisions := modes.current().decisions) is not None:
         jax.debug.callback(functools.partial(decisions.record, member.name), pays)
     return lax.cond(pays, sparse, dense)
@@ -198,9 +204,9 @@ def _pays(kind: str, spec: MaskedSpec, dtype: str, counts, channels: int):
     """Whether there are zeros enough, for the number of nonzeros of each place."""
     if spec.threshold is not None:
         return _is_at_most(counts, 1 - spec.threshold, channels)
-    by_place, by_number = (Fraction(str(share)) for share in _break_even(dtype, spec))
+    by_place, by_number = (Fraction(str(share)) for share in _break_even(kind, dtype, spec))
     few_places = _is_at_most((counts > 0).astype(jnp.int32), by_place, 1)
-    if kind == "w":  # its kernel skips whole places only
+    if not _skips_numbers(kind, spec, spec.masks):
         return few_places
     return few_places | _is_at_most(counts, by_number, channels)
 
@@ -317,8 +323,9 @@ def masked_conv(
     """Convolves an input that has many zeros, and skips them.
 
     The result is that of the dense convolution, of the same shape. Two kinds of zeros are skipped:
-    places that have no channel but zeros, and single zeros. Whether there are enough of them is
-    counted when it runs, without leaving the device; with too few, XLA's dense convolution runs.
+    places that have no channel but zeros, and single zeros; the latter by the result and the
+    gradient of the kernel, but not with `submanifold`. Whether there are enough of them is counted
+    when it runs, without leaving the device; with too few, XLA's dense convolution runs.
 
     Args:
         x: `[*batch, *space, in]`, with one to three space axes and any batch axes; float32,

@@ -1,9 +1,10 @@
 """Break-even points of convolutions of sparse inputs, as `break_even` has those of products.
 
-Two for each class of layers: the share of active places, and of numbers that are not zero, up to
-which kernels pay. A class is represented by some numbers of channels, the worst of which decide,
-and the points of places by forward and weight gradient, as both go by them. The rival is XLA's
-convolution, as the op runs it: the safe choice, so a kernel has to be faster by SAFE_MARGIN.
+Three for each class of layers: the share of active places up to which kernels pay, and those of
+numbers that are not zero, of the weight gradient and of the others. A class is represented by some
+numbers of channels, the worst of which decide, and the points of places by forward and weight
+gradient, as both go by them. The rival is XLA's convolution, as the op runs it: the safe choice, so
+a kernel has to be faster by SAFE_MARGIN.
 """
 
 import functools
@@ -23,21 +24,25 @@ KERNELS = ((1, 1), (3, 3))
 STRIDES = (1, 2)
 CHANNELS = (((16, 32),), ((32, 32), (32, 64)), ((64, 64), (128, 128)))  # of each class, in and out
 BATCH, WIDTH = 4, 28
+ROLES = {  # by which a point is measured
+    "places": ("forward", "weight_grad"),
+    "nonzeros": ("forward",),
+    "weight_grad_nonzeros": ("weight_grad",),
+}
 
 
 def measure(table: dict, compare: Callable, report: Callable[[str], None], only: str = "") -> None:
     """Adds the points of this device to the table; arguments as for `convolutions.measure`."""
     for dtype, taps, stride, sizes, kind in itertools.product(
-        DTYPES, KERNELS, STRIDES, CHANNELS, ("places", "nonzeros")
+        DTYPES, KERNELS, STRIDES, CHANNELS, ROLES
     ):
         name = f"masked_conv_{kind}"
         shape_class = _spec(taps, stride, sizes[0]).shape_class()
         if only not in (label := f"{name} {dtype} {shape_class}"):
             continue
-        roles = ("forward", "weight_grad") if kind == "places" else ("forward",)
         problems = [
             functools.partial(_functions, dtype, taps, stride, kind, role, size)
-            for role, size in itertools.product(roles, sizes)
+            for role, size in itertools.product(ROLES[kind], sizes)
         ]
 
         def pays(share, problems=problems):

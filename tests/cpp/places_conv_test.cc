@@ -64,10 +64,43 @@ class PlacesProblem {
     const Status status = PlacesKernel(table, role_, dtype_)(args_, pool);
     if (!status.ok()) return status.message;
     for (int64_t i = 0; i < result.size(); ++i)
-      if (result[i] != Rounded(dtype_, expected[i]))
+      if (result[i] != Rounded(dtype_, expected[i]) &&
+          !(std::isnan(result[i]) && std::isnan(expected[i])))
         return "result[" + std::to_string(i) + "] is " + std::to_string(result[i]) + ", not " +
                std::to_string(expected[i]);
     return "";
+  }
+
+  // Puts infinities and NaN at some active places of x, and infinities at some of y; zeros of
+  // x then meet nothing.
+  void Spoil() {
+    const auto spoil = [&](int64_t every, int64_t channels, std::vector<int32_t>& counts,
+                           bool is_counted, bool with_nan, Array* array) {
+      int64_t active = 0;
+      for (size_t place = 0; place < counts.size(); ++place) {
+        if (is_counted && (counts[place] == 0 || active++ % every != 0)) continue;
+        if (!is_counted && place % every != 0) continue;
+        const int64_t at = place * channels + static_cast<int64_t>(Next() * channels);
+        counts[place] += (*array)[at] == 0;
+        const double bad = with_nan && Next() < 0.3 ? kNaN : HUGE_VAL;
+        (*array).Set(at, Next() < 0.5 ? bad : -bad);
+      }
+    };
+    const bool from_x = args_.x_counts != nullptr;
+    spoil(3, args_.in, x_counts_, from_x, from_x, &x_);
+    spoil(7, args_.out, y_counts_, !from_x, !from_x, &y_);
+    zeros_meet_nothing_ = true;
+  }
+
+  // Numbers whose sums round.
+  void MakeReal() {
+    for (Array* array : {&x_, &y_})
+      for (int64_t i = 0; i < array->size(); ++i) array->Set(i, (*array)[i] * (0.5 + Next()));
+  }
+
+  Array::Bytes Run(const cpu::KernelTable& table, TaskPool& pool) {
+    CHECK(PlacesKernel(table, role_, dtype_)(args_, pool).ok());
+    return result().bytes();
   }
 
   Array& result() { return role_ == Role::kForward ? y_ : role_ == Role::kInputGrad ? x_ : w_; }
@@ -139,6 +172,8 @@ class PlacesProblem {
               const int64_t x = xi * p.in + i, y = yi * p.out + o;
               if (role_ == Role::kForward) sums[y] += x_[x] * w_[wi];
               if (role_ == Role::kInputGrad) sums[x] += y_[y] * w_[wi];
+              const double sparse = p.x_counts != nullptr ? x_[x] : y_[y];
+              if (zeros_meet_nothing_ && sparse == 0) continue;
               if (role_ == Role::kWeightGrad) sums[wi] += x_[x] * y_[y];
             }
         }
@@ -150,6 +185,7 @@ class PlacesProblem {
   PlacesConv args_;
   Array x_, w_, y_;
   std::vector<int32_t> x_counts_, y_counts_;
+  bool zeros_meet_nothing_ = false;
   uint64_t state_ = 12345;
 };
 
@@ -188,6 +224,80 @@ TEST_CASE("lists of single nonzeros equal the definition") {
         CheckEverywhere(Conv2d(2, 7, 48, out, 3), Role::kForward, dtype, Counted::kX, zeros);
         CheckEverywhere(Conv2d(2, 7, out, 48, 3, 2), Role::kInputGrad, dtype, Counted::kY, zeros);
       }
+}
+
+// With channels enough for lists of nonzeros, whatever the window is.
+std::vector<ConvShape> ManyChannels() {
+  std::vector<ConvShape> shapes = {Conv2d(2, 9, 32, 48, 3),    Conv2d(2, 12, 20, 75, 3, 2),
+                                   Conv2d(1, 9, 48, 64, 5),    Conv2d(2, 9, 35, 64, 4),
+                                   Conv2d(9, 5, 32, 48, 3),    Conv2d(1, 60, 16, 16, 3),
+                                   Conv2d(2, 10, 150, 260, 2), Product(1000, 40, 64)};
+  ConvShape shape = Conv2d(2, 8, 32, 64, 3);
+  shape.feature_groups = 2;
+  shapes.push_back(shape);
+  shape = Conv2d(2, 9, 32, 40, 3);
+  shape.dilation = {1, 2, 3};
+  shape.low = {0, 2, 3};
+  shapes.push_back(shape);
+  shape.batch = 20;
+  shape.strides = {1, 3, 2};
+  shape.y_space = {1, 3, 5};
+  shapes.push_back(shape);
+  shape = Conv2d(2, 9, 32, 40, 3);
+  shape.low = {0, -1, -2};
+  shape.y_space = {1, 5, 4};
+  shapes.push_back(shape);
+  shape = Conv2d(2, 5, 40, 48, 2);
+  shape.x_space = {4, 5, 6};
+  shape.y_space = {4, 5, 5};
+  shape.kernel = {3, 1, 2};
+  shape.low = {1, 0, 0};
+  shapes.push_back(shape);
+  shape = Conv2d(2, 1, 32, 40, 7);
+  shape.x_space = shape.y_space = {1, 1, 1500};
+  shape.kernel = {1, 1, 7};
+  shape.low = {0, 0, 3};
+  shapes.push_back(shape);
+  return shapes;
+}
+
+// By rows of channels, zeros that meet an infinity would make NaN.
+TEST_CASE(
+    "the weight gradient lists single nonzeros, and infinities only where they meet a target") {
+  ThreadPool pool(3);
+  for (const ConvShape& shape : ManyChannels())
+    for (const DType dtype : kDTypes)
+      for (const bool mirrored : {false, true})
+        for (const Counted counted : {Counted::kX, Counted::kY}) {
+          ConvShape its = shape;
+          its.mirrored = mirrored;
+          if (dtype != DType::kF32 && mirrored != (counted == Counted::kY)) continue;
+          for (const cpu::KernelTable* table : Tables())
+            for (const bool is_spoiled : {false, true}) {
+              PlacesProblem problem(its, Role::kWeightGrad, dtype, counted, 0.9);
+              if (is_spoiled) problem.Spoil();
+              INFO(table->isa << " " << Name(dtype) << " " << Name(its) << " "
+                              << static_cast<int>(counted) << mirrored << is_spoiled);
+              CHECK(problem.Check(*table, pool) == "");
+            }
+        }
+}
+
+TEST_CASE("weight gradients by lists are the same bits for any number of threads") {
+  std::vector<ConvShape> shapes = ManyChannels();
+  shapes.push_back(Conv2d(4, 16, 64, 96, 3));  // work for several
+  for (const ConvShape& shape : shapes)
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      PlacesProblem problem(shape, Role::kWeightGrad, dtype, Counted::kX, 0.9);
+      problem.MakeReal();
+      const cpu::KernelTable& table = *Tables().back();
+      const auto alone = problem.Run(table, cpu::CallerOnly());
+      for (const int threads : {2, 5, 40}) {
+        ThreadPool pool(threads);
+        INFO(Name(shape) << " " << Name(dtype) << " " << threads);
+        CHECK((problem.Run(table, pool) == alone));
+      }
+    }
 }
 
 TEST_CASE("an image larger than a band, and more channels than are multiplied at once") {

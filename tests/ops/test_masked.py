@@ -439,8 +439,8 @@ def test_explain_says_by_what_it_is_decided():
     assert "from 0.7 zeros on" in reasons(threshold=0.7)["masked_conv_forward"]
     measured = reasons()
     assert "decided when it runs" in measured["masked_conv_forward"]
-    assert "active places or" in measured["masked_conv_forward"]
-    assert "nonzeros" not in measured["masked_conv_weight_grad"]
+    for member in ("masked_conv_forward", "masked_conv_weight_grad"):
+        assert "active places or" in measured[member]
 
 
 @pytest.mark.parametrize("how", ["ffi", "sparse", None])
@@ -479,16 +479,20 @@ def test_ops_and_layers_have_one_default_threshold():
     assert {parameter.default for parameter in parameters} == {None}
 
 
-def test_a_weight_gradient_whose_kernel_skips_no_single_zeros_is_not_decided_by_them(rng):
+def test_single_zeros_decide_where_the_kernel_skips_them(rng):
     need("cpu_kernels")
     x = jnp.float32(with_zeros(0.95, rng, (2, 10, 10, 64)))  # of every place something is left
-    w = jnp.ones((3, 3, 64, 64))
-    with js.decisions() as taken:
-        jax.vjp(lambda w: js.masked_conv(x, w), w)[1](jnp.ones((2, 10, 10, 64)))
-    assert {d.member: d.is_sparse for d in taken} == {
-        "masked_conv_forward": True,
-        "masked_conv_weight_grad": False,
-    }
+    w, g = jnp.ones((3, 3, 64, 64)), jnp.ones((2, 10, 10, 64))
+
+    def decided(**options):
+        with js.decisions() as taken:
+            jax.vjp(functools.partial(js.masked_conv, **options), x, w)[1](g)
+        return {d.member.removeprefix("masked_conv_"): d.is_sparse for d in taken}
+
+    assert decided() == {"forward": True, "weight_grad": True}
+    restricted = {"forward": True, "input_grad": False, "weight_grad": True}
+    assert decided(grad="masked") == restricted
+    assert set(decided(submanifold=True).values()) == {False}
 
 
 # Transformations and devices ----------------------------------------------------------------------

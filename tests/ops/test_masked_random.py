@@ -1,12 +1,14 @@
 """Sparse inputs of random geometry, masks and zeros, against the definition."""
 
 import dataclasses
+import functools
 
 import conv_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import need
@@ -57,6 +59,53 @@ def test_random_sparse_inputs_and_gradients_equal_the_definition_by_kernels(
     oracle.equal_exactly(y, layer.y(), "y")
     oracle.equal_exactly(dx, layer.dx() * (active if kind == "given" else 1), "dx")
     oracle.equal_exactly(dw, layer.dw(), "dw")
+
+
+@settings(quiet, max_examples=30)
+@given(problems(), st.integers(15, 40), st.integers(15, 70), st.integers(0, 100))
+def test_random_weight_gradients_with_channels_for_lists_equal_the_definition(
+    problem, inputs, outputs, seed
+):
+    """Of single zeros. With fewer channels the kernel takes whole places."""
+    need("cpu_kernels")
+    groups = problem.feature_group_count
+    features = (groups * inputs, groups * outputs)
+    problem = dataclasses.replace(problem, features=features, batch=(24,))
+    layer = conv_cases.make.__wrapped__(problem, "unstructured")
+    zeros = np.random.default_rng(seed).random(layer.x.shape) < 0.1
+    layer = layer.with_x(layer.x * zeros)
+    function = js.masked_conv_transpose if problem.transposed else js.masked_conv
+
+    @jax.jit
+    def gradient(x, w, g):
+        op = functools.partial(function, x, implementation="ffi", **layer.options)
+        return jax.vjp(op, w)[1](g)[0]
+
+    arrays = layer.array("x"), jnp.float32(layer.dense()), layer.array("g")
+    oracle.equal_exactly(gradient(*arrays), layer.dw(), "dw")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_single_zeros_meet_no_infinity_in_the_weight_gradient(transposed, dtype, rng):
+    need("cpu_kernels")
+    x = oracle.small_integers(rng, (2, 12, 11, 40)) * (rng.random((2, 12, 11, 40)) < 0.1)
+    function = js.masked_conv_transpose if transposed else js.masked_conv
+    op = functools.partial(function, jnp.asarray(x, dtype), strides=2)
+    w = jnp.ones((3, 3, 40, 48), dtype)
+    g = jnp.ones(jax.eval_shape(op, w).shape, dtype).at[1, 3, 4, 5].set(jnp.inf)
+
+    def gradient(**options):
+        pull_back = jax.vjp(functools.partial(op, **options), w)[1]
+        return np.asarray(pull_back(g)[0], np.float64)
+
+    dense, sparse = gradient(implementation="dense"), gradient(implementation="ffi")
+    assert np.isnan(dense[..., 5]).any()
+    assert not np.isnan(sparse).any()
+    is_met = np.isinf(sparse)
+    assert is_met.any()
+    assert np.array_equal(is_met, np.isinf(dense))
+    np.testing.assert_array_equal(sparse[..., :5], dense[..., :5])
 
 
 @settings(quiet, max_examples=25)

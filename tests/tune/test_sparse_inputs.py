@@ -27,9 +27,9 @@ def test_the_layers_of_a_class_are_of_one_class_and_no_class_is_measured_twice()
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
-def test_tables_of_the_library_have_both_points_of_every_class(path):
+def test_tables_of_the_library_have_all_points_of_every_class(path):
     table = json.loads(path.read_text())["break_even"]
-    for kind in ("places", "nonzeros"):
+    for kind in sparse_inputs.ROLES:
         for dtype in sparse_inputs.DTYPES:
             for (name,) in _classes():
                 assert 0 <= table[f"masked_conv_{kind}"][dtype][name] <= 1
@@ -49,11 +49,17 @@ def test_measure_compares_the_kernel_with_the_dense_path(monkeypatch):
 
     table = {}
     sparse_inputs.measure(table, compare, lambda line: None, only="taps>1")
-    assert [ours.shape for ours, _ in compared] == [(4, 3, 3, 4), (3, 3, 3, 4), (4, 3, 3, 4)]
+    assert [ours.shape for ours, _ in compared] == [
+        (4, 3, 3, 4),
+        (3, 3, 3, 4),
+        (4, 3, 3, 4),
+        (3, 3, 3, 4),
+    ]
     for ours, theirs in compared:
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
     points = {"taps>1,strides>1,channels<32": 1.0}
     assert table == {
         "masked_conv_places": {"float32": points},
         "masked_conv_nonzeros": {"float32": points},
+        "masked_conv_weight_grad_nonzeros": {"float32": points},
     }

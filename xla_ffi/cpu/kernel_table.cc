@@ -41,9 +41,9 @@ struct Kernels {
     return ConvWeightGrad(p, kLanes, pool);
   }
 
-  static constexpr PlaceKernels kPlaces = {table.tiles[static_cast<int>(dtype)],
-                                           table.places[static_cast<int>(dtype)],
-                                           table.entries[static_cast<int>(dtype)]};
+  static constexpr PlaceKernels kPlaces = {
+      table.tiles[static_cast<int>(dtype)], table.places[static_cast<int>(dtype)],
+      table.entries[static_cast<int>(dtype)], table.entry_grads[static_cast<int>(dtype)]};
   static Status PlacesConvForward(const PlacesConv& p, TaskPool& pool) {
     return PlacesForward(p, kPlaces, pool);
   }

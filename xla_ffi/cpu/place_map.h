@@ -42,6 +42,10 @@ class PlaceMap {
   int64_t SourceOf(int axis, int64_t tap, int64_t target) const {
     return source_of_[axis][tap * target_space_[axis] + target];
   }
+  // And the target that a source meets.
+  int64_t TargetOf(int axis, int64_t tap, int64_t source) const {
+    return target_of_[axis][tap * source_space_[axis] + source];
+  }
   // [tap along the last axis][target along it]: the source that it meets, or -1.
   const int32_t* SourcesOfRow() const { return source_of_[2].data(); }
   // The coordinates of a tap.

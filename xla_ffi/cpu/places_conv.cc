@@ -6,6 +6,7 @@
 
 #include "cpu/ceil_div.h"
 #include "cpu/entries_conv.h"
+#include "cpu/entries_weight_grad.h"
 #include "cpu/parallel_for.h"
 #include "cpu/place_map.h"
 #include "cpu/scratch.h"
@@ -326,6 +327,21 @@ Status PlacesWeightGrad(const PlacesConv& p, const PlaceKernels& kernels, TaskPo
     char* w =
         static_cast<char*>(p.w) + p.w_group[group] * taps * depth * channels * tiles.item_bytes;
     TaskPool& worth = PoolForWork(pool, 2.0 * active.size() * taps * depth * channels, 0);
+    if (source.counts != nullptr && target.counts == nullptr) {
+      const EntriesGradProblem entries = {p,
+                                          from_x,
+                                          source.data,
+                                          source.counts,
+                                          NumNonzeros(source, p.batch),
+                                          active.size(),
+                                          target.data,
+                                          w};
+      if (EntriesGradPays(entries, kernels.entry_grads)) {
+        const Status status = EntriesWeightGrad(entries, map, tiles, kernels.entry_grads, worth);
+        if (!status.ok()) return status;
+        continue;
+      }
+    }
     const int64_t rows = target.rows(p.batch), row_width = std::max<int64_t>(1, target.space[2]);
     const int64_t rows_at_once = std::max<int64_t>(1, kBandPlaces / row_width);
     const int64_t parts =

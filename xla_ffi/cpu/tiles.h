@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "core/block_matmul.h"
+#include "cpu/entry_grad_tiles.h"
 #include "cpu/entry_tiles.h"
 #include "cpu/lane_tiles.h"
 #include "cpu/place_tiles.h"
@@ -147,6 +148,7 @@ struct TileTable {
   LaneTiles lanes[kNumDTypes];
   PlaceTiles places[kNumDTypes];
   EntryTiles entries[kNumDTypes];
+  EntryGradTiles entry_grads[kNumDTypes];
 };
 
 }  // namespace jaxsparse::cpu

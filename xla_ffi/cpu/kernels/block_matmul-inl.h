@@ -1,6 +1,7 @@
 // The tiles of the including file's instruction set, see tiles.h.
 #pragma once
 #include "cpu/kernels/entries-inl.h"
+#include "cpu/kernels/entries_weight_grad-inl.h"
 #include "cpu/kernels/lanes-inl.h"
 #include "cpu/kernels/packing-inl.h"
 #include "cpu/kernels/places-inl.h"
@@ -48,14 +49,16 @@ using BF16Operand = Singles<BF16>;
 #endif
 
 constexpr TileTable MakeTileTable(const char* isa) {
-  return {isa,
-          {MakeTiles<F32, Singles<F32>>(), MakeTiles<F64, Singles<F64>>(),
-           MakeTiles<BF16, BF16Operand>(), MakeTiles<F16, Singles<F16>>()},
-          {MakeLaneTiles<F32>(), MakeLaneTiles<F64>(), MakeLaneTiles<BF16>(), MakeLaneTiles<F16>()},
-          {MakePlaceTiles<F32, Singles<F32>>(), MakePlaceTiles<F64, Singles<F64>>(),
-           MakePlaceTiles<BF16, BF16Operand>(), MakePlaceTiles<F16, Singles<F16>>()},
-          {MakeEntryTiles<F32>(), MakeEntryTiles<F64>(), MakeEntryTiles<BF16>(),
-           MakeEntryTiles<F16>()}};
+  return {
+      isa,
+      {MakeTiles<F32, Singles<F32>>(), MakeTiles<F64, Singles<F64>>(),
+       MakeTiles<BF16, BF16Operand>(), MakeTiles<F16, Singles<F16>>()},
+      {MakeLaneTiles<F32>(), MakeLaneTiles<F64>(), MakeLaneTiles<BF16>(), MakeLaneTiles<F16>()},
+      {MakePlaceTiles<F32, Singles<F32>>(), MakePlaceTiles<F64, Singles<F64>>(),
+       MakePlaceTiles<BF16, BF16Operand>(), MakePlaceTiles<F16, Singles<F16>>()},
+      {MakeEntryTiles<F32>(), MakeEntryTiles<F64>(), MakeEntryTiles<BF16>(), MakeEntryTiles<F16>()},
+      {MakeEntryGradTiles<F32>(), MakeEntryGradTiles<F64>(), MakeEntryGradTiles<BF16>(),
+       MakeEntryGradTiles<F16>()}};
 }
 
 }  // namespace
