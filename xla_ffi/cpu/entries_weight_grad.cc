@@ -165,7 +165,7 @@ class Gradient {
     const double listed = share * given_.active_places * source_stride_ / entries_.lanes;
     const double packed = tiles * p_.kernel[0] * cut_.panel_places() * vectors * p_.feature_groups *
                           CeilDiv(channels_, kPieceChannels);
-    const double cost = 1.2 * given_.nonzeros * taps * vectors + lists * (30 * passes + sums) +
+    const double cost = 1.3 * given_.nonzeros * taps * vectors + lists * (30 * passes + sums) +
                         20.0 * listed + 6.0 * packed;
     // Rows of channels run at some 75 % of peak.
     return cost < given_.active_places * channels_ * p_.feature_groups * taps * vectors / 0.75;
@@ -480,7 +480,8 @@ class Gradient {
             tiles.store({sums, taps_ * width_, piece.channels, cols, result, stride});
             continue;
           }
-          // The lists, which are done with, have room: more than a vector for each channel.
+          // The lists are done with. They and the room beside them have 96 numbers for each channel
+          // or more, a strip has 64.
           char* turned = static_cast<char*>(memory.lists.values);
           for (int64_t c = 0; c < piece.channels; ++c)
             for (int64_t t = 0; t < cols; ++t)

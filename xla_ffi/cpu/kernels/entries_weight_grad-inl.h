@@ -18,8 +18,24 @@ struct Lister {
   Sum* values;
   int32_t* offsets;
 
+#if defined(__AVX512F__)
+  using Some = uint32_t;  // of the numbers
+#else
+  using Some = decltype(Vector{} != Vector{});
+#endif
+
+  static JAXSPARSE_INLINE bool IsAny(Some some) {
+#if defined(__AVX512F__)
+    return some != 0;
+#else
+    bool is_any = false;
+    for (int i = 0; i < kLanes; ++i) is_any |= some[i] != 0;
+    return is_any;
+#endif
+  }
+
   // Returns how many numbers were written.
-  JAXSPARSE_INLINE int32_t Add(Vector v, Offsets of, bool of_nonfinite, int64_t* nonfinite) const {
+  JAXSPARSE_INLINE int32_t Add(Vector v, Offsets of, bool of_nonfinite, Some* nonfinite) const {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Sum) == 4) {
       const auto wide = (__m512)v;
@@ -41,17 +57,17 @@ struct Lister {
       return __builtin_popcount(mask);
     }
 #else
-    Sum numbers[kLanes];
-    int32_t places[kLanes];
-    StoreVector(numbers, v);
+    const Some odd = v - v != Vector{};
+    const Some some = v != Vector{};
+    *nonfinite |= odd;
+    const Some mask = of_nonfinite ? odd : some & ~odd;
+    int32_t count = 0, places[kLanes];
     StoreVector(places, of);
-    int32_t count = 0;
+#pragma GCC unroll 8
     for (int i = 0; i < kLanes; ++i) {
-      const bool odd = numbers[i] - numbers[i] != 0;
-      *nonfinite |= odd;
-      values[count] = numbers[i];
+      values[count] = v[i];
       offsets[count] = places[i];
-      count += of_nonfinite ? odd : (numbers[i] != 0) & !odd;
+      count -= static_cast<int32_t>(mask[i]);
     }
     return count;
 #endif
@@ -67,7 +83,7 @@ bool ListChannels(const ChannelLists& p) {
   constexpr int kLanes = Its::kLanes;
   const auto* source = static_cast<const Stored*>(p.source);
   for (int64_t c = 0; c < p.channels; ++c) p.sizes[c] = 0;
-  int64_t nonfinite = 0;
+  typename Its::Some nonfinite = {};
   for (int64_t place = 0; place < p.num_places; place += kLanes) {
     const int64_t count = Min(kLanes, p.num_places - place);
     int32_t few[kLanes] = {};
@@ -100,7 +116,7 @@ bool ListChannels(const ChannelLists& p) {
       }
     }
   }
-  return nonfinite != 0;
+  return Its::IsAny(nonfinite);
 }
 
 template <class Sum, int kTaps, int kVectors>
