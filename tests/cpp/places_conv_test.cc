@@ -300,6 +300,14 @@ TEST_CASE("weight gradients by lists are the same bits for any number of threads
     }
 }
 
+TEST_CASE("any number of pairs and of channels, fewer or more than a tile takes") {
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const int64_t size : {1, 3, 5, 6, 7, 8})
+      for (const int64_t in : {2, 9, 14, 26})
+        for (const int64_t out : {16, 64})
+          CheckEverywhere(Conv2d(1, size, in, out, 1), Role::kForward, dtype, Counted::kX);
+}
+
 TEST_CASE("an image larger than a band, and more channels than are multiplied at once") {
   CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kForward, DType::kF32, Counted::kX);
   CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kWeightGrad, DType::kF32, Counted::kX);

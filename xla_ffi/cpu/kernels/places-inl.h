@@ -182,9 +182,84 @@ void PlaceRows(const PlaceProduct& p, int64_t begin, int64_t left) {
   PlaceTile<Op, kRows, kVectors>(rows, p, words, targets);
 }
 
+// The same of kRows pairs at least, whole vectors of columns and rows that are words as they lie.
+// With 64 channels, a tile takes some 1600 cycles where an FMA takes one: what is done once per
+// tile must be little. So targets are not kept but found again, and what the next tile reads is
+// fetched between multiplications, a pair at a step, where the loads find room. Measured on Zen 4,
+// in L1: 108 instead of 97 GF/s, of 118, with 64 channels; 112 instead of 105 with 128.
+template <class Op, int kRows, int kVectors>
+void WholePlaceTile(const PlaceProduct& p, const PlacePair* pairs, int64_t left) {
+  using Word = typename Op::Word;
+  using Sum = typename Op::Sum;
+  using Sums = typename Op::Sums;
+  constexpr int64_t kMaxBytes = 256;  // that are fetched of a row
+  const auto* source = static_cast<const typename Op::Stored*>(p.source);
+  auto* sums = static_cast<Sum*>(p.sums);
+  const Word* row[kRows];
+  Sums acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    row[r] = reinterpret_cast<const Word*>(source + pairs[r].source * p.source_stride);
+    const Sum* from = sums + pairs[r].target * p.sums_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = LoadVector<Sums>(from + v * Op::kLanes);
+  }
+  const auto* w = static_cast<const Word*>(p.weights);
+  const int64_t words = p.items / Op::kItemsPerWord;
+  int64_t k = 0;
+  const auto step = [&]() __attribute__((always_inline)) {
+    typename Op::Words weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      weights[v] = LoadVector<typename Op::Words>(w + v * Op::kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      Word word;  // pairs in the source are aligned to their halves only
+      __builtin_memcpy(&word, row[r] + k, sizeof(word));
+      const auto x = Op::Broadcast(&word);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[r][v] = Op::MulAdd(x, weights[v], acc[r][v]);
+    }
+    w += p.weights_stride;
+    ++k;
+  };
+  const int64_t ahead = Min(Min(left - kRows, kRows), words);
+  const int64_t bytes = Min(kMaxBytes, p.items * static_cast<int64_t>(sizeof(*source)));
+  while (k < ahead) {
+    const PlacePair& next = pairs[kRows + k];
+    const auto* target = reinterpret_cast<const char*>(sums + next.target * p.sums_stride);
+    __builtin_prefetch(target);
+    if (kVectors == 2) __builtin_prefetch(target + kVectorBytes);
+    const auto* from = reinterpret_cast<const char*>(source + next.source * p.source_stride);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+    step();
+  }
+  constexpr int kSteps = 4;
+  while (k + kSteps <= words)
+#pragma GCC unroll 4
+    for (int i = 0; i < kSteps; ++i) step();
+  while (k < words) step();
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    Sum* to = sums + pairs[r].target * p.sums_stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) StoreVector(to + v * Op::kLanes, acc[r][v]);
+  }
+}
+
 template <class Type, class Op, int kVectors>
 void PlaceProductOf(const PlaceProduct& p) {
   int64_t i = 0;
+  if constexpr (Type::kSumsAreStored || Op::kItemsPerWord == 2) {
+    if (p.cols == kVectors * Op::kLanes && p.items % Op::kItemsPerWord == 0) {
+      for (; i + kPlaceRows <= p.num_pairs; i += kPlaceRows)
+        WholePlaceTile<Op, kPlaceRows, kVectors>(p, p.pairs + i, p.num_pairs - i);
+      const int64_t left = p.num_pairs - i;
+      if (left <= kPlaceRows - kFewPlaceRows)
+        for (; i + kFewPlaceRows <= p.num_pairs; i += kFewPlaceRows)
+          WholePlaceTile<Op, kFewPlaceRows, kVectors>(p, p.pairs + i, p.num_pairs - i);
+    }
+  }
   for (; i + kPlaceRows - kFewPlaceRows < p.num_pairs; i += kPlaceRows)
     PlaceRows<Type, Op, kPlaceRows, kVectors>(p, i, p.num_pairs - i);
   for (; i < p.num_pairs; i += kFewPlaceRows)
