@@ -308,6 +308,15 @@ TEST_CASE("any number of pairs and of channels, fewer or more than a tile takes"
           CheckEverywhere(Conv2d(1, size, in, out, 1), Role::kForward, dtype, Counted::kX);
 }
 
+TEST_CASE("lists of single nonzeros follow every window") {
+  for (ConvShape shape : SomeConvs()) {
+    if (shape.feature_groups > 1) continue;
+    shape.in = shape.out = 32;
+    CheckEverywhere(shape, Role::kForward, DType::kF32, Counted::kX, 0.8);
+    CheckEverywhere(shape, Role::kInputGrad, DType::kF32, Counted::kY, 0.8);
+  }
+}
+
 TEST_CASE("an image larger than a band, and more channels than are multiplied at once") {
   CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kForward, DType::kF32, Counted::kX);
   CheckEverywhere(Conv2d(1, 70, 3, 5, 3), Role::kWeightGrad, DType::kF32, Counted::kX);
