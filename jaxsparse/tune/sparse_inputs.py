@@ -22,7 +22,11 @@ from jaxsparse.tune.break_even import SAFE_MARGIN, highest
 DTYPES = ("float32", "bfloat16")
 KERNELS = ((1, 1), (3, 3))
 STRIDES = (1, 2)
-CHANNELS = (((16, 32),), ((32, 32), (32, 64)), ((64, 64), (128, 128)))  # of each class, in and out
+CHANNELS = (  # of each class, in and out
+    ((16, 32), (32, 16), (64, 8)),
+    ((32, 32), (32, 64)),
+    ((64, 64), (128, 128)),
+)
 BATCH, WIDTH = 4, 28
 ROLES = {  # by which a point is measured
     "places": ("forward", "weight_grad"),

@@ -25,7 +25,7 @@ struct EntriesProblem {
 
 // Whether lists of nonzeros beat whole rows of channels.
 bool EntriesPay(int64_t nonzeros, int64_t active_places, int64_t places, int64_t source_channels,
-                int64_t target_channels, int64_t row_taps, const EntryTiles& tiles);
+                int64_t row_taps, const EntryTiles& tiles);
 
 Status EntriesProduct(const EntriesProblem& problem, const PlaceMap& map, const Tiles& tiles,
                       const EntryTiles& entries, TaskPool& pool);

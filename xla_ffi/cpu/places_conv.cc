@@ -188,7 +188,7 @@ class Product {
     if (by_source && target.counts == nullptr && p_.feature_groups == 1) {
       const int64_t nonzeros = NumNonzeros(source, p_.batch);
       if (EntriesPay(nonzeros, active.size(), source.places(p_.batch), source.channels,
-                     target.channels, p_.kernel[2], kernels_.entries))
+                     p_.kernel[2], kernels_.entries))
         return EntriesProduct(
             {p_, from_x_, group, source.data, source.counts, nonzeros, target.data}, map_, tiles,
             kernels_.entries, worth);
