@@ -323,5 +323,54 @@ TEST_CASE("an image larger than a band, and more channels than are multiplied at
   CheckEverywhere(Conv2d(1, 3, 515, 3, 2), Role::kForward, DType::kBF16, Counted::kX);
 }
 
+// Rows of columns that meet other taps at the edges, or with a stride; bands; strips.
+std::vector<ConvShape> FewChannels() {
+  std::vector<ConvShape> shapes;
+  for (const int64_t taps : {1, 2, 3, 4, 5, 7})
+    for (const int64_t stride : {1, 2, 3}) shapes.push_back(Conv2d(2, 11, 5, 9, taps, stride));
+  for (const int64_t in : {1, 16, 31, 32})
+    for (const int64_t out : {1, 16, 17, 33, 64}) shapes.push_back(Conv2d(1, 9, in, out, 3));
+  shapes.push_back(Conv2d(1, 90, 2, 8, 3));  // some bands
+  shapes.push_back(Conv2d(1, 40, 2, 33, 3, 2));
+  shapes.push_back(Conv2d(1, 1, 3, 4, 3));
+  ConvShape shape = Conv2d(2, 12, 3, 20, 4);
+  shape.dilation = {1, 2, 3};
+  shape.low = {0, 3, 4};
+  shapes.push_back(shape);
+  shape.strides = {1, 2, 2};
+  shape.y_space = {1, 6, 5};
+  shapes.push_back(shape);
+  shape.mirrored = true;
+  shapes.push_back(shape);
+  shape = Conv2d(2, 12, 5, 16, 3, 2);  // sources of neighbouring rows that are no neighbours
+  shape.strides = {1, 2, 1};
+  shape.y_space = {1, 6, 12};
+  shapes.push_back(shape);
+  shape = Conv2d(2, 6, 7, 18, 3);  // every second tap of a row has the same parity
+  shape.kernel = {2, 3, 5};
+  shape.x_space = {3, 4, 12};
+  shape.y_space = {2, 4, 6};
+  shape.strides = {1, 1, 2};
+  shape.low = {0, 1, 2};
+  shapes.push_back(shape);
+  shape.groups = 3;
+  shapes.push_back(shape);
+  return shapes;
+}
+
+TEST_CASE("few channels equal the definition in every window") {
+  for (const ConvShape& shape : FewChannels())
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      CheckEverywhere(shape, Role::kForward, dtype, Counted::kX);
+      CheckEverywhere(shape, Role::kInputGrad, dtype, Counted::kY);
+    }
+}
+
+TEST_CASE("more than few channels") {
+  CheckEverywhere(Conv2d(1, 70, 33, 3, 3), Role::kForward, DType::kF32, Counted::kX);
+  for (const DType dtype : kDTypes)
+    CheckEverywhere(Conv2d(2, 6, 67, 37, 3, 2), Role::kForward, dtype, Counted::kX);
+}
+
 }  // namespace
 }  // namespace jaxsparse::testing

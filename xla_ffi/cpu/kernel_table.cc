@@ -43,7 +43,8 @@ struct Kernels {
 
   static constexpr PlaceKernels kPlaces = {
       table.tiles[static_cast<int>(dtype)], table.places[static_cast<int>(dtype)],
-      table.entries[static_cast<int>(dtype)], table.entry_grads[static_cast<int>(dtype)]};
+      table.entries[static_cast<int>(dtype)], table.entry_grads[static_cast<int>(dtype)],
+      table.scatter[static_cast<int>(dtype)]};
   static Status PlacesConvForward(const PlacesConv& p, TaskPool& pool) {
     return PlacesForward(p, kPlaces, pool);
   }

@@ -48,6 +48,8 @@ class PlaceMap {
   }
   // [tap along the last axis][target along it]: the source that it meets, or -1.
   const int32_t* SourcesOfRow() const { return source_of_[2].data(); }
+  // [tap along the last axis][source along it]: the target that it meets, or -1.
+  const int32_t* TargetsOfRow() const { return target_of_[2].data(); }
   // The coordinates of a tap.
   Space Tap(int64_t tap) const {
     return {tap / (kernel_[1] * kernel_[2]), tap / kernel_[2] % kernel_[1], tap % kernel_[2]};

@@ -9,6 +9,7 @@
 #include "cpu/entries_weight_grad.h"
 #include "cpu/parallel_for.h"
 #include "cpu/place_map.h"
+#include "cpu/scatter_conv.h"
 #include "cpu/scratch.h"
 
 namespace jaxsparse::cpu {
@@ -69,10 +70,18 @@ class ActiveList {
   std::vector<int32_t> last_;
 };
 
-int64_t NumNonzeros(const PlaceSide& side, int64_t batch) {
-  int64_t sum = 0;
-  for (int64_t i = 0; i < batch * NumPlaces(side.space); ++i) sum += side.counts[i];
-  return sum;
+struct Total {
+  int64_t nonzeros = 0, active = 0;
+};
+
+Total TotalOf(const PlaceSide& side, int64_t batch) {
+  const int64_t places = batch * NumPlaces(side.space);
+  Total total;
+  for (int64_t i = 0; i < places; ++i) {
+    total.nonzeros += side.counts[i];
+    total.active += side.counts[i] > 0;
+  }
+  return total;
 }
 
 // The weights from the channels of a source to those of a target, as strips of words.
@@ -179,20 +188,27 @@ class Product {
     const Side target = MakeSide(p_, !from_x_, group, tiles.item_bytes);
     if (target.places(p_.batch) == 0 || target.channels == 0) return {};
     const bool by_source = source.counts != nullptr;
-    const ActiveList active(by_source ? static_cast<const PlaceSide&>(source) : target, p_.batch);
-    const double flops =
-        2.0 * active.size() * p_.num_taps() * source.channels * target.channels / p_.feature_groups;
-    const double bytes =
-        static_cast<double>(target.places(p_.batch)) * target.channels * tiles.item_bytes;
-    TaskPool& worth = PoolForWork(pool, flops, bytes);
+    const auto worth_for = [&](int64_t active) -> TaskPool& {
+      const double flops =
+          2.0 * active * p_.num_taps() * source.channels * target.channels / p_.feature_groups;
+      const double bytes =
+          static_cast<double>(target.places(p_.batch)) * target.channels * tiles.item_bytes;
+      return PoolForWork(pool, flops, bytes);
+    };
     if (by_source && target.counts == nullptr && p_.feature_groups == 1) {
-      const int64_t nonzeros = NumNonzeros(source, p_.batch);
-      if (EntriesPay(nonzeros, active.size(), source.places(p_.batch), source.channels,
+      const Total total = TotalOf(source, p_.batch);
+      if (EntriesPay(total.nonzeros, total.active, source.places(p_.batch), source.channels,
                      p_.kernel[2], kernels_.entries))
         return EntriesProduct(
-            {p_, from_x_, group, source.data, source.counts, nonzeros, target.data}, map_, tiles,
-            kernels_.entries, worth);
+            {p_, from_x_, group, source.data, source.counts, total.nonzeros, target.data}, map_,
+            tiles, kernels_.entries, worth_for(total.active));
+      if (ScatterPays(p_, from_x_, total.active, tiles))
+        return ScatterConv(
+            {p_, from_x_, group, source.data, source.counts, total.active, target.data}, map_,
+            tiles, kernels_.scatter, worth_for(total.active));
     }
+    const ActiveList active(by_source ? static_cast<const PlaceSide&>(source) : target, p_.batch);
+    TaskPool& worth = worth_for(active.size());
     Status status;
     const StripPanel weights = PackWeights(p_, group, from_x_, tiles, worth, &status);
     if (!status.ok()) return status;
@@ -332,7 +348,7 @@ Status PlacesWeightGrad(const PlacesConv& p, const PlaceKernels& kernels, TaskPo
                                           from_x,
                                           source.data,
                                           source.counts,
-                                          NumNonzeros(source, p.batch),
+                                          TotalOf(source, p.batch).nonzeros,
                                           active.size(),
                                           target.data,
                                           w};

@@ -10,6 +10,7 @@
 #include "core/status.h"
 #include "core/task_pool.h"
 #include "cpu/place_tiles.h"
+#include "cpu/scatter_tiles.h"
 #include "cpu/tiles.h"
 
 namespace jaxsparse::cpu {
@@ -20,6 +21,7 @@ struct PlaceKernels {
   const PlaceTiles& places;
   const EntryTiles& entries;
   const EntryGradTiles& entry_grads;
+  const ScatterTiles& scatter;
 };
 
 Status PlacesForward(const PlacesConv& problem, const PlaceKernels& kernels, TaskPool& pool);

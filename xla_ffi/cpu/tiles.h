@@ -20,6 +20,7 @@
 #include "cpu/entry_tiles.h"
 #include "cpu/lane_tiles.h"
 #include "cpu/place_tiles.h"
+#include "cpu/scatter_tiles.h"
 
 namespace jaxsparse::cpu {
 
@@ -149,6 +150,7 @@ struct TileTable {
   PlaceTiles places[kNumDTypes];
   EntryTiles entries[kNumDTypes];
   EntryGradTiles entry_grads[kNumDTypes];
+  ScatterTiles scatter[kNumDTypes];
 };
 
 }  // namespace jaxsparse::cpu

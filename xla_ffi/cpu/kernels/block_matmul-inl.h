@@ -6,6 +6,7 @@
 #include "cpu/kernels/packing-inl.h"
 #include "cpu/kernels/places-inl.h"
 #include "cpu/kernels/product-inl.h"
+#include "cpu/kernels/scatter-inl.h"
 #include "cpu/kernels/weight_grad-inl.h"
 
 namespace jaxsparse::cpu {
@@ -58,7 +59,9 @@ constexpr TileTable MakeTileTable(const char* isa) {
        MakePlaceTiles<BF16, BF16Operand>(), MakePlaceTiles<F16, Singles<F16>>()},
       {MakeEntryTiles<F32>(), MakeEntryTiles<F64>(), MakeEntryTiles<BF16>(), MakeEntryTiles<F16>()},
       {MakeEntryGradTiles<F32>(), MakeEntryGradTiles<F64>(), MakeEntryGradTiles<BF16>(),
-       MakeEntryGradTiles<F16>()}};
+       MakeEntryGradTiles<F16>()},
+      {MakeScatterTiles<F32, Singles<F32>>(), MakeScatterTiles<F64, Singles<F64>>(),
+       MakeScatterTiles<BF16, BF16Operand>(), MakeScatterTiles<F16, Singles<F16>>()}};
 }
 
 }  // namespace
