@@ -106,7 +106,7 @@ class MaskedSpec:
         classes = [f"taps{'>' if math.prod(self.window.kernel) > 1 else '='}1"]
         classes += [f"strides{'=' if set(self.window.strides) <= {1} else '>'}1"]
         channels = min(self.channels) // self.window.groups
-        classes += [next((f"channels<{n}" for n in (32, 64) if channels < n), "channels>=64")]
+        classes += [next((f"channels<{n}" for n in (16, 32, 64) if channels < n), "channels>=64")]
         return ",".join(classes)
 
 
