@@ -98,14 +98,20 @@ class MaskedSpec:
         places = math.prod(self.window.y_space)
         return batch * places * math.prod(self.inner("w"))
 
+    @property
+    def least_channels(self) -> int:
+        """The fewer of x and y in a feature group."""
+        return min(self.channels) // self.window.groups
+
     def unmeasured_break_even(self) -> float:
-        return 0.35  # of places: what AVX2 kernels reach against XLA with AVX-512
+        # Of places: what AVX2 kernels reach against XLA with AVX-512.
+        return 0.35 if self.least_channels >= 16 else 0.05
 
     def shape_class(self, batch: int = 0) -> str:
         """Such as "taps>1,strides=1,channels>=64"."""
         classes = [f"taps{'>' if math.prod(self.window.kernel) > 1 else '='}1"]
         classes += [f"strides{'=' if set(self.window.strides) <= {1} else '>'}1"]
-        channels = min(self.channels) // self.window.groups
+        channels = self.least_channels
         classes += [next((f"channels<{n}" for n in (16, 32, 64) if channels < n), "channels>=64")]
         return ",".join(classes)
 
@@ -156,8 +162,13 @@ def _is_sparse(result: str, spec: MaskedSpec) -> bool:
 
 
 def _skips_numbers(result: str, spec: MaskedSpec, masks: Sequence[str]) -> bool:
-    """Whether the kernel skips single zeros: an operand's, where no other places are given."""
-    return result != spec.source and tuple(masks) == (spec.source,)
+    """Whether single zeros pay: an operand's, where no other places are given.
+
+    With feature groups the result's kernel skips places only, and still beats XLA's grouped
+    convolution, but for few channels.
+    """
+    is_fast = result == "w" or spec.window.groups == 1 or spec.least_channels >= 16
+    return result != spec.source and tuple(masks) == (spec.source,) and is_fast
 
 
 def _break_even(kind: str, dtype: str, spec: MaskedSpec) -> list[float]:
@@ -186,8 +197,14 @@ def _compute(kind: str, spec: MaskedSpec, *arrays, n_group: int):
     kernels = _KERNELS[masks].members[kind]
     known = dataclasses.replace(spec, masks=masks)
 
+    def counts_of(mask):
+        if mask in (spec.source, kind):
+            return places[mask]
+        # Counts are of the sparse input: of what else is read there, all numbers.
+        return jnp.where(places[mask] > 0, jnp.int32(spec.channels["xy".index(mask)]), 0)
+
     def sparse():
-        arrays = (*operands.values(), *(places[mask] for mask in masks))
+        arrays = (*operands.values(), *map(counts_of, masks))
         return kernels(known, *arrays, n_group=n_group, implementation="ffi")
 
     if spec.is_strict or modes.current().mode == "sparse":
@@ -324,8 +341,8 @@ def masked_conv(
 
     The result is that of the dense convolution, of the same shape. Two kinds of zeros are skipped:
     places that have no channel but zeros, and single zeros; the latter by the result and the
-    gradient of the kernel, but not with `submanifold`. Whether there are enough of them is counted
-    when it runs, without leaving the device; with too few, XLA's dense convolution runs.
+    gradient of the kernel, but not with a mask or `submanifold`. Whether there are enough of them
+    is counted when it runs, without leaving the device; with too few, XLA's dense convolution runs.
 
     Args:
         x: `[*batch, *space, in]`, with one to three space axes and any batch axes; float32,
@@ -352,7 +369,8 @@ def masked_conv(
     Returns:
         `[*batch, *output_space, out]` in `preferred_element_type`, or the dtype of `x`. Sums are
         taken in float32 (float64 for float64) and rounded once. What is skipped multiplies nothing:
-        an Inf or NaN of the kernel does not show there, as 0 * inf does in the dense convolution.
+        an Inf or NaN of the kernel does not show there, as 0 * inf does in the dense convolution,
+        nor does one of the result's gradient in the kernel's.
 
     Raises:
         ValueError: shapes, strides, padding or a threshold that do not fit; unknown options.

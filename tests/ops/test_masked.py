@@ -495,6 +495,29 @@ def test_single_zeros_decide_where_the_kernel_skips_them(rng):
     assert set(decided(submanifold=True).values()) == {False}
 
 
+@pytest.mark.parametrize(("groups", "is_sparse"), [(1, True), (64, False)])
+def test_single_zeros_do_not_decide_with_few_channels_in_a_group(groups, is_sparse, rng):
+    need("cpu_kernels")
+    x = jnp.float32(with_zeros(0.99, rng, (1, 8, 8, 64)))  # of about every second place
+    kernel = jnp.ones((3, 3, 64 // groups, 64))
+    with js.decisions() as taken:
+        js.masked_conv(x, kernel, feature_group_count=groups)
+    assert [decision.is_sparse for decision in taken] == [is_sparse]
+
+
+def test_gradients_read_all_numbers_at_places_that_the_input_makes_active(rng):
+    """The counts of a submanifold are of x: what else is read there may have more nonzeros."""
+    need("cpu_kernels")
+    active = rng.random((1, 8, 8)) < 0.3
+    x = jnp.float32(rng.standard_normal((1, 8, 8, 4)) * active[..., None])
+    kernel = jnp.ones((3, 3, 4, 64)).at[1, 1, 0, 5].set(jnp.inf)
+    op = functools.partial(js.masked_conv, submanifold=True, implementation="ffi")
+    y, pull = jax.vjp(lambda x: op(x, kernel), x)
+    gradient = np.asarray(pull(jnp.ones_like(y).at[..., 5].set(0))[0])
+    assert np.isnan(gradient[active, 0]).all()  # 0 * inf, as in the dense convolution
+    assert np.isfinite(gradient[..., 1:]).all()
+
+
 # Transformations and devices ----------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@
 //   y         [num_groups or 1, batch, *y_space, out]
 //   w         [num_groups or 1, *kernel, depth, channels]
 //   x_counts  [num_groups or 1, batch, *x_space]      nonzeros of each place; 0: it counts as zero
-//   y_counts  [num_groups or 1, batch, *y_space]      the same of y; at least one of the two
+//   y_counts  [num_groups or 1, batch, *y_space]      the same of y; at least one of the two. Those
+//                                                     of a result say nothing but that
 //
 //   forward      y[n, q, o] = sum over t, i of x[n, q * strides + t * dilation - low, i] W[t, i, o]
 //   input_grad   its transpose, from y to x: also the public transposed convolution

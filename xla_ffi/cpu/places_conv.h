@@ -4,7 +4,8 @@
 // result is cut into bands whose sums stay in L2; for each tap, the rows of the source that have a
 // result in the band are multiplied by the tap's weights and added there. Taps follow in one order,
 // so the bits depend on nothing but the numbers. Weight gradient: each tap's pairs are one product
-// of matrices. Where many single numbers are zero too, entries_conv.h and entries_weight_grad.h.
+// of matrices. Where many single numbers are zero too, entries_conv.h and entries_weight_grad.h;
+// where channels are few, scatter_conv.h.
 #pragma once
 #include "core/places_conv.h"
 #include "core/status.h"

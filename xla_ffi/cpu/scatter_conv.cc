@@ -15,12 +15,14 @@ namespace {
 // Sums of a band of rows, which stay in L2 while all taps add to them. Bands of 8 to 32 KiB have
 // few active places in a list, and took up to 1.6 times as long; 256 KiB up to 1.1 times.
 constexpr int64_t kBandBytes = 128 << 10;
+constexpr int64_t kLargestSumBytes = 8;
 
-// The columns of the source that meet something through the same taps of a row.
+// The columns of the source that meet something through the same taps of a row, which follow each
+// other: without a stride from the source, neighbouring taps meet targets alike.
 struct Columns {
-  int64_t first, step, taps;  // the taps
-  int64_t target_step;        // from the target of one to that of the next
-  int64_t begin, end;         // none of the columns is outside
+  int64_t first, taps;
+  int64_t target_step;  // from the target of one tap to that of the next
+  int64_t begin, end;   // none of the columns is outside
 };
 
 // All of them, and which of them each column is in, with the target of its first tap.
@@ -29,14 +31,13 @@ struct ColumnSets {
   std::vector<int32_t> set_of, target_of;
 };
 
-// Taps that meet are evenly spaced, as the target of a column is linear in the tap.
 ColumnSets SetsOf(const PlaceMap& map, int64_t taps, int64_t width) {
   ColumnSets all;
   all.set_of.assign(width, -1);
   all.target_of.assign(width, 0);
   for (int64_t column = 0; column < width; ++column) {
-    Columns its = {0, 1, 0, 0, column, column + 1};
-    int64_t last = 0, last_target = 0;
+    Columns its = {0, 0, 0, column, column + 1};
+    int64_t last_target = 0;
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t target = map.TargetsOfRow()[tap * width + column];
       if (target < 0) continue;
@@ -44,16 +45,14 @@ ColumnSets SetsOf(const PlaceMap& map, int64_t taps, int64_t width) {
         its.first = tap;
         all.target_of[column] = static_cast<int32_t>(target);
       } else {
-        its.step = tap - last;
         its.target_step = target - last_target;
       }
-      last = tap;
       last_target = target;
       ++its.taps;
     }
     if (its.taps == 0) continue;
     const auto same = std::find_if(all.sets.begin(), all.sets.end(), [&](const Columns& other) {
-      return other.first == its.first && other.step == its.step && other.taps == its.taps;
+      return other.first == its.first && other.taps == its.taps;
     });
     all.set_of[column] = static_cast<int32_t>(same - all.sets.begin());
     if (same == all.sets.end())
@@ -79,10 +78,14 @@ bool ScatterPays(const PlacesConv& p, bool from_x, int64_t active, const Tiles& 
   if (source_channels > kScatterChannels || target_channels > 64) return false;
   if (p.kernel[2] < 2 || (from_x && p.strides[2] > 1)) return false;
   const Space& source = from_x ? p.x_space : p.y_space;
-  // Sums of whole vectors that are cut for the result cost 8 ns for each of its places.
-  const int64_t places = p.batch * NumPlaces(from_x ? p.y_space : p.x_space);
-  if (!SumsAreResult(target_channels, tiles) && tiles.sums_are_stored && 8 * active < places)
-    return false;
+  const Space& target = from_x ? p.y_space : p.x_space;
+  if (!SumsAreResult(target_channels, tiles)) {
+    // A row of sums is held, which must not be long. Where it is wider than the result, to cut it
+    // costs 8 ns for each place.
+    const int64_t row = target[2] * CeilDiv(target_channels, tiles.lanes) * tiles.lanes;
+    if (row > 4 * kBandBytes / kLargestSumBytes) return false;
+    if (tiles.sums_are_stored && 8 * active < p.batch * NumPlaces(target)) return false;
+  }
   // Lists hold numbers of 32 bits.
   const int64_t width = std::max(p.x_space[2], p.y_space[2]);
   return p.batch * source[0] * source[1] * width <= INT32_MAX - kPlacesBeyond;
@@ -164,7 +167,7 @@ Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles
     scatter.list(list);
     listed = list.begins[rows];
   }
-  std::fill(sources + listed, sources + std::min<int64_t>(room, listed + kPlacesBeyond), 0);
+  std::fill(sources + listed, sources + listed + kPlacesBeyond, 0);
 
   const bool is_direct = SumsAreResult(target_channels, tiles);
   const int64_t sums_stride =
@@ -216,12 +219,12 @@ Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles
             const Columns& set_of = columns.sets[set];
             product.sources = sources + its[0];
             product.targets = targets + its[0];
-            product.tap_stride = set_of.step * tap_words;
+            product.tap_stride = tap_words;
             product.target_step = set_of.target_step;
             for (int64_t tap = 0; tap < set_of.taps; tap += product.taps) {
               const int64_t left = set_of.taps - tap;
               product.taps = left == 4 ? 2 : std::min(left, kScatterTaps);
-              const int64_t first_tap = tap_row * row_taps + set_of.first + tap * set_of.step;
+              const int64_t first_tap = tap_row * row_taps + set_of.first + tap;
               product.weights =
                   panel + (strip * strip_words + first_tap * tap_words) * tiles.word_bytes;
               product.first_target =
