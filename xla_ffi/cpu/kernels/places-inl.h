@@ -79,34 +79,61 @@ JAXSPARSE_INLINE void CopyWords(const typename Op::Stored* row, int64_t items,
   }
 }
 
-template <class Sum, int kVectors>
-JAXSPARSE_INLINE void LoadColumns(const Sum* from, int64_t cols, typename Simd<Sum>::Vector* to) {
-  constexpr int kLanes = Simd<Sum>::kLanes;
-  if (cols == kVectors * kLanes) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      to[v] = LoadVector<typename Simd<Sum>::Vector>(from + v * kLanes);
+// The first numbers of a vector, fewer than it has; the others are zero.
+template <class Sum>
+JAXSPARSE_INLINE typename Simd<Sum>::Vector LoadFew(const Sum* from, int64_t count) {
+  using Vector = typename Simd<Sum>::Vector;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Sum) == 4) return (Vector)_mm512_maskz_loadu_ps((1u << count) - 1, from);
+  if constexpr (sizeof(Sum) == 8) return (Vector)_mm512_maskz_loadu_pd((1u << count) - 1, from);
+#endif
+  Sum few[Simd<Sum>::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) few[i] = from[i];
+  return LoadVector<Vector>(few);
+}
+
+template <class Sum>
+JAXSPARSE_INLINE void StoreFew(Sum* to, int64_t count, typename Simd<Sum>::Vector from) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Sum) == 4) {
+    _mm512_mask_storeu_ps(to, (1u << count) - 1, (__m512)from);
     return;
   }
-  Sum few[kVectors * kLanes] = {};
-  for (int64_t c = 0; c < cols; ++c) few[c] = from[c];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v)
-    to[v] = LoadVector<typename Simd<Sum>::Vector>(few + v * kLanes);
+  if constexpr (sizeof(Sum) == 8) {
+    _mm512_mask_storeu_pd(to, (1u << count) - 1, (__m512d)from);
+    return;
+  }
+#endif
+  Sum few[Simd<Sum>::kLanes];
+  StoreVector(few, from);
+  for (int64_t i = 0; i < count; ++i) to[i] = few[i];
+}
+
+template <class Sum, int kVectors>
+JAXSPARSE_INLINE void LoadColumns(const Sum* from, int64_t cols, typename Simd<Sum>::Vector* to) {
+  using Vector = typename Simd<Sum>::Vector;
+  constexpr int kLanes = Simd<Sum>::kLanes;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = cols - v * kLanes;
+    if (left >= kLanes)
+      to[v] = LoadVector<Vector>(from + v * kLanes);
+    else
+      to[v] = left > 0 ? LoadFew(from + v * kLanes, left) : Vector{};
+  }
 }
 
 template <class Sum, int kVectors>
 JAXSPARSE_INLINE void StoreColumns(Sum* to, int64_t cols, const typename Simd<Sum>::Vector* from) {
   constexpr int kLanes = Simd<Sum>::kLanes;
-  if (cols == kVectors * kLanes) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) StoreVector(to + v * kLanes, from[v]);
-    return;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = cols - v * kLanes;
+    if (left >= kLanes)
+      StoreVector(to + v * kLanes, from[v]);
+    else if (left > 0)
+      StoreFew(to + v * kLanes, left, from[v]);
   }
-  Sum few[kVectors * kLanes];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) StoreVector(few + v * kLanes, from[v]);
-  for (int64_t c = 0; c < cols; ++c) to[c] = few[c];
 }
 
 // sums[r] += rows[r] * weights.
