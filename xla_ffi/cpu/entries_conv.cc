@@ -8,6 +8,7 @@
 #include "cpu/ceil_div.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
+#include "cpu/strip_panel.h"
 
 namespace jaxsparse::cpu {
 namespace {
@@ -127,65 +128,34 @@ int64_t RowsPerPiece(int64_t rows_per_image, int64_t batch, int64_t sums_of_row,
 
 }  // namespace
 
-bool EntriesPay(int64_t nonzeros, int64_t active_places, int64_t places, int64_t source_channels,
-                int64_t row_taps, const EntryTiles& tiles) {
+bool EntriesPay(const CountedSource& source, const EntryTiles& entries) {
   // Offsets of 32 bits reach the weights of a row of taps.
-  const int64_t widest = 8 * tiles.lanes * tiles.sum_bytes;
-  if (row_taps > INT32_MAX / (source_channels + 1) / widest) return false;
+  const int64_t widest = 8 * entries.lanes * entries.sum_bytes;
+  if (source.problem.kernel[2] > INT32_MAX / (source.channels() + 1) / widest) return false;
   // In multiplications with a nonzero: those of whole rows are faster, but for what a row costs; a
   // list costs as much as some three. Measured with 4 to 256 channels and one to five taps in a
   // row.
-  return nonzeros + 3.0 * places < active_places * (0.75 * source_channels + 2);
+  return source.nonzeros + 3.0 * source.places() < source.active * (0.75 * source.channels() + 2);
 }
 
-Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Tiles& tiles,
-                      const EntryTiles& entries, TaskPool& pool) {
-  const PlacesConv& p = given.problem;
-  const Space& source_space = given.from_x ? p.x_space : p.y_space;
-  const Space& target_space = given.from_x ? p.y_space : p.x_space;
-  const int64_t channels = given.from_x ? p.in : p.out;
-  const int64_t target_channels = given.from_x ? p.out : p.in;
-  const int64_t taps = p.num_taps(), row_taps = p.kernel[2], tap_rows = taps / row_taps;
-  const double numbers = static_cast<double>(p.batch * NumPlaces(source_space) * channels);
-  const double nonzero_share = given.nonzeros / std::max(1.0, numbers);
+Status EntriesProduct(const CountedSource& source, char* target, const PlaceMap& map,
+                      const Tiles& tiles, const EntryTiles& entries, TaskPool& pool) {
+  const PlacesConv& p = source.problem;
+  const Space& source_space = source.space();
+  const Space& target_space = source.target_space();
+  const int64_t channels = source.channels(), target_channels = source.target_channels();
+  const int64_t row_taps = p.kernel[2], tap_rows = p.num_taps() / row_taps;
+  const double numbers = static_cast<double>(source.places() * channels);
+  const double nonzero_share = source.nonzeros / std::max(1.0, numbers);
   const Pass pass = PassFor(p, nonzero_share, channels, target_channels, entries);
-  const int64_t width = pass.vectors * entries.lanes, strips = CeilDiv(target_channels, width);
+  const int64_t width = pass.vectors * entries.lanes;
   const int64_t weight_bytes = width * entries.sum_bytes;
   const int64_t blocks = CeilDiv(channels, pass.channels);
-
-  // panel [strip][row of taps][tap of the row][channel][width]
-  const int64_t tap_bytes = channels * weight_bytes;
-  const int64_t row_bytes = row_taps * tap_bytes, strip_bytes = tap_rows * row_bytes;
-  char* panel = static_cast<char*>(Scratch(ScratchUse::kPanel, strips * strip_bytes));
-  const bool is_transposed = given.from_x == p.mirrored;
-  const char* w = static_cast<const char*>(p.w) +
-                  p.w_group[given.group] * taps * p.depth() * p.channels() * tiles.item_bytes;
-  Status status =
-      ParallelFor(PoolForWork(pool, 0, 2.0 * strips * strip_bytes), taps, [&](int64_t tap) {
-        const int64_t stored_tap = p.mirrored ? taps - 1 - tap : tap;
-        ColumnPanel from = {};
-        from.source_stride = p.channels();
-        from.depth = channels;
-        from.width = width;
-        char* to = panel + tap * tap_bytes;
-        const char* tap_weights = w + stored_tap * p.depth() * p.channels() * tiles.item_bytes;
-        if (!is_transposed) {
-          from.source = tap_weights;
-          from.cols = target_channels;
-          from.parts = strips;
-          from.part_stride = strip_bytes / entries.sum_bytes;
-          from.panel = to;
-          entries.pack_columns(from);
-          return;
-        }
-        for (int64_t strip = 0; strip < strips; ++strip) {
-          from.source = tap_weights + strip * width * p.channels() * tiles.item_bytes;
-          from.cols = std::min(width, target_channels - strip * width);
-          from.panel = to + strip * strip_bytes;
-          entries.pack_transposed(from);
-        }
-      });
+  StripPanel weights;
+  const Status status = PackStrips(p, source.group, source.from_x, width,
+                                   StripPacking(tiles, entries), pool, &weights);
   if (!status.ok()) return status;
+  const int64_t tap_bytes = weights.tap_bytes();
 
   const int64_t row_width = target_space[2], source_width = source_space[2];
   const Windows windows(map.SourcesOfRow(), row_taps, row_width, source_width, tap_bytes);
@@ -217,7 +187,7 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
       }
 
     const int32_t* nonzeros =
-        given.counts + image * source_space[0] * source_space[1] * source_width;
+        source.counts + image * source_space[0] * source_space[1] * source_width;
     // Room for every channel of an active place: a tangent has other zeros than the input whose
     // nonzeros are counted.
     int64_t room = kEntriesBeyond;
@@ -243,7 +213,7 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
       const int64_t first = image * source_space[0] * source_space[1] * source_width + place;
       const int64_t channel = its % blocks * pass.channels;
       EntryLists list = {};
-      list.source = given.source + (first * channels + channel) * tiles.item_bytes;
+      list.source = source.data + (first * channels + channel) * tiles.item_bytes;
       list.source_stride = channels;
       list.nonzeros = nonzeros + place;
       list.places = source_width;
@@ -258,15 +228,15 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
     }
 
     std::vector<EntrySegment> segments(pass.tap_rows);
-    char* result = given.target + (image * rows_per_image + begin) * row_width * target_channels *
-                                      tiles.item_bytes;
+    char* result =
+        target + (image * rows_per_image + begin) * row_width * target_channels * tiles.item_bytes;
     char* sums = result;
     if (!tiles.sums_are_stored)
       sums = static_cast<char*>(
           Scratch(ScratchUse::kPieceSums,
                   (end - begin) * row_width * target_channels * entries.sum_bytes + 64));
     for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t strip = 0; strip < strips; strip += pass.strips)
+      for (int64_t strip = 0; strip < weights.strips; strip += pass.strips)
         for (int64_t tap_row = 0; tap_row < tap_rows; tap_row += pass.tap_rows)
           for (int64_t row = begin; row < end; ++row) {
             EntryRow product = {};
@@ -277,15 +247,15 @@ Status EntriesProduct(const EntriesProblem& given, const PlaceMap& map, const Ti
               const int64_t its = seen[(row - begin) * tap_rows + r];
               if (its >= 0)
                 segments[product.num_segments++] = {ranges + (its * blocks + b) * num_ranges,
-                                                    r * row_bytes};
+                                                    r * row_taps * tap_bytes};
             }
             if (product.num_segments == 0 && product.accumulate) continue;
             product.segments = segments.data();
             product.num_ranges = windows.per_target;
             product.targets = row_width;
-            product.weights = panel + strip * strip_bytes + b * pass.channels * weight_bytes;
+            product.weights = weights.At(0, strip, 0, b * pass.channels);
             product.strips = pass.strips;
-            product.strip_bytes = strip_bytes;
+            product.strip_bytes = weights.strip_bytes();
             product.vectors = pass.vectors;
             product.cols = target_channels - strip * width;
             product.sums = sums + ((row - begin) * row_width * target_channels + strip * width) *

@@ -113,19 +113,23 @@ Cut CutFor(const Axis& y, const Axis& x, int64_t planes, int64_t target_channels
 
 class Gradient {
  public:
-  Gradient(const EntriesGradProblem& given, const EntryGradTiles& entries)
-      : given_(given),
-        p_(given.problem),
+  // To ask whether it pays, neither target nor result.
+  explicit Gradient(const CountedSource& source, const EntryGradTiles& entries,
+                    const char* target = nullptr, char* result = nullptr)
+      : source_(source),
+        target_(target),
+        result_(result),
+        p_(source.problem),
         entries_(entries),
-        source_space_(given.from_x ? p_.x_space : p_.y_space),
-        target_space_(given.from_x ? p_.y_space : p_.x_space),
-        source_stride_(given.from_x ? p_.in : p_.out),
-        target_stride_(given.from_x ? p_.out : p_.in),
+        source_space_(source.space()),
+        target_space_(source.target_space()),
+        source_stride_(source.channels()),
+        target_stride_(source.target_channels()),
         channels_(source_stride_ / p_.feature_groups),
         results_(target_stride_ / p_.feature_groups),
         planes_(p_.batch * source_space_[0]),
-        y_(p_, given.from_x, 1),
-        x_(p_, given.from_x, 2),
+        y_(p_, source.from_x, 1),
+        x_(p_, source.from_x, 2),
         cut_(CutFor(y_, x_, planes_, results_, entries)),
         width_(cut_.vectors * entries.lanes),
         strips_(CeilDiv(results_, width_)),
@@ -162,13 +166,13 @@ class Gradient {
     const double sums = 2.0 * taps_ * cut_.vectors;
     const double lists = tiles * p_.kernel[0] * source_stride_ * strips_;
     const double share = 1.0 * classes_.size() / (y_.classes * x_.classes);
-    const double listed = share * given_.active_places * source_stride_ / entries_.lanes;
+    const double listed = share * source_.active * source_stride_ / entries_.lanes;
     const double packed = tiles * p_.kernel[0] * cut_.panel_places() * vectors * p_.feature_groups *
                           CeilDiv(channels_, kPieceChannels);
-    const double cost = 1.3 * given_.nonzeros * taps * vectors + lists * (30 * passes + sums) +
+    const double cost = 1.3 * source_.nonzeros * taps * vectors + lists * (30 * passes + sums) +
                         20.0 * listed + 6.0 * packed;
     // Rows of channels run at some 75 % of peak.
-    return cost < given_.active_places * channels_ * p_.feature_groups * taps * vectors / 0.75;
+    return cost < source_.active * channels_ * p_.feature_groups * taps * vectors / 0.75;
   }
 
   Status Run(const PlaceMap& map, const Tiles& tiles, TaskPool& pool) const {
@@ -293,9 +297,9 @@ class Gradient {
     Pack(piece, tile, map, tiles, memory);
     ChannelLists lists = memory.lists;
     lists.source_stride = source_stride_;
-    lists.source = given_.source + (tile.plane * y_.size * x_.size * source_stride_ +
-                                    piece.feature_group * channels_ + piece.channel) *
-                                       tiles.item_bytes;
+    lists.source = source_.data + (tile.plane * y_.size * x_.size * source_stride_ +
+                                   piece.feature_group * channels_ + piece.channel) *
+                                      tiles.item_bytes;
     Ahead ahead[2] = {SourceAhead(piece, tile, tiles), TargetAhead(piece, tile, map, tiles)};
     for (const Class& its : classes_) {
       lists.num_places = ListPlaces(piece, tile, its, map, memory);
@@ -339,7 +343,7 @@ class Gradient {
       }
       if (!exists) continue;
       const int64_t place = (plane * y_.targets + y) * x_.targets + tile.first_col + left;
-      from.source = given_.target + (place * target_stride_ + channel) * tiles.item_bytes;
+      from.source = target_ + (place * target_stride_ + channel) * tiles.item_bytes;
       from.panel = to + left * row_bytes_;
       entries_.pack(from);
     }
@@ -348,7 +352,7 @@ class Gradient {
   // The active places of a class, and where what they meet begins; returns how many.
   int64_t ListPlaces(const Piece& piece, const Tile& tile, const Class& its, const PlaceMap& map,
                      const Memory& memory) const {
-    const int32_t* counts = given_.counts + tile.plane * y_.size * x_.size;
+    const int32_t* counts = source_.counts + tile.plane * y_.size * x_.size;
     int64_t count = 0;
     for (int64_t plane = 0; plane < tile.planes; ++plane) {
       if (TargetPlane(piece, tile.plane + plane, map) < 0) continue;
@@ -403,7 +407,7 @@ class Gradient {
     const int64_t place_bytes = source_stride_ * tiles.item_bytes;
     const int64_t row = tile.plane * y_.size + tile.row + tile.planes * tile.rows;
     const int64_t rows = std::min(cut_.planes * cut_.rows, planes_ * y_.size - row);
-    return {given_.source + row * x_.size * place_bytes, rows * x_.size * place_bytes / kLineBytes};
+    return {source_.data + row * x_.size * place_bytes, rows * x_.size * place_bytes / kLineBytes};
   }
 
   // And so do the targets.
@@ -417,8 +421,7 @@ class Gradient {
     const int64_t step = cut_.panel_rows - (y_.greatest_step - y_.least_step);
     const int64_t rows =
         std::min(cut_.planes * step, p_.batch * target_space_[0] * y_.targets - row);
-    return {given_.target + row * x_.targets * place_bytes,
-            rows * x_.targets * place_bytes / kLineBytes};
+    return {target_ + row * x_.targets * place_bytes, rows * x_.targets * place_bytes / kLineBytes};
   }
 
   // Infinities and NaN, which must not meet the zeros around a panel: tap by tap, those that have a
@@ -459,7 +462,7 @@ class Gradient {
 
   void Store(const Piece& piece, const Tiles& tiles, const Memory& memory) const {
     // Rows of the stored weight are the depth: x's channels, or y's where it is mirrored.
-    const bool rows_are_sources = given_.from_x != p_.mirrored;
+    const bool rows_are_sources = source_.from_x != p_.mirrored;
     const int64_t depth = p_.depth(), stride = p_.channels(), sum_bytes = entries_.sum_bytes;
     const int64_t before = piece.feature_group * (stride / p_.feature_groups);
     for (const Class& its : classes_)
@@ -474,8 +477,7 @@ class Gradient {
               memory.sums + (strip * piece.channels * taps_ + its.slot + i) * row_bytes_;
           const int64_t row = rows_are_sources ? piece.channel : first;
           const int64_t col = before + (rows_are_sources ? first : piece.channel);
-          char* result =
-              given_.result + ((stored_tap * depth + row) * stride + col) * tiles.item_bytes;
+          char* result = result_ + ((stored_tap * depth + row) * stride + col) * tiles.item_bytes;
           if (rows_are_sources) {
             tiles.store({sums, taps_ * width_, piece.channels, cols, result, stride});
             continue;
@@ -492,7 +494,9 @@ class Gradient {
       }
   }
 
-  const EntriesGradProblem& given_;
+  const CountedSource& source_;
+  const char* const target_;
+  char* const result_;
   const PlacesConv& p_;
   const EntryGradTiles& entries_;
   const Space source_space_, target_space_;
@@ -509,18 +513,18 @@ class Gradient {
 
 }  // namespace
 
-bool EntriesGradPays(const EntriesGradProblem& given, const EntryGradTiles& entries) {
-  const PlacesConv& p = given.problem;
-  const auto& places = given.from_x ? p.y_space : p.x_space;
-  const int64_t targets = NumPlaces(places) * (given.from_x ? p.out : p.in);
-  if (given.nonzeros == 0 || targets == 0 || p.num_taps() == 0) return false;
-  if (given.from_x && std::max(p.strides[1], p.strides[2]) > kLargestStride) return false;
-  return Gradient(given, entries).Pays();
+bool EntriesGradPays(const CountedSource& source, const EntryGradTiles& entries) {
+  const PlacesConv& p = source.problem;
+  const int64_t targets = NumPlaces(source.target_space()) * source.target_channels();
+  if (source.nonzeros == 0 || targets == 0 || p.num_taps() == 0) return false;
+  if (source.from_x && std::max(p.strides[1], p.strides[2]) > kLargestStride) return false;
+  return Gradient(source, entries).Pays();
 }
 
-Status EntriesWeightGrad(const EntriesGradProblem& problem, const PlaceMap& map, const Tiles& tiles,
-                         const EntryGradTiles& entries, TaskPool& pool) {
-  return Gradient(problem, entries).Run(map, tiles, pool);
+Status EntriesWeightGrad(const CountedSource& source, const char* target, char* result,
+                         const PlaceMap& map, const Tiles& tiles, const EntryGradTiles& entries,
+                         TaskPool& pool) {
+  return Gradient(source, entries, target, result).Run(map, tiles, pool);
 }
 
 }  // namespace jaxsparse::cpu

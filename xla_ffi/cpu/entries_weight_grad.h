@@ -5,31 +5,21 @@
 #pragma once
 #include <cstdint>
 
-#include "core/places_conv.h"
 #include "core/status.h"
 #include "core/task_pool.h"
+#include "cpu/counted_source.h"
 #include "cpu/entry_grad_tiles.h"
 #include "cpu/place_map.h"
 #include "cpu/tiles.h"
 
 namespace jaxsparse::cpu {
 
-// Source and target of one group; the target has no counts.
-struct EntriesGradProblem {
-  const PlacesConv& problem;
-  bool from_x;  // whether x is the source
-  const char* source;
-  const int32_t* counts;  // of the source
-  int64_t nonzeros;       // their sum
-  int64_t active_places;
-  const char* target;
-  char* result;  // the group's weight
-};
-
 // Whether lists of nonzeros beat whole rows of channels.
-bool EntriesGradPays(const EntriesGradProblem& problem, const EntryGradTiles& entries);
+bool EntriesGradPays(const CountedSource& source, const EntryGradTiles& entries);
 
-Status EntriesWeightGrad(const EntriesGradProblem& problem, const PlaceMap& map, const Tiles& tiles,
-                         const EntryGradTiles& entries, TaskPool& pool);
+// Writes `result`, the group's weight, of which `target` is the gradient's side.
+Status EntriesWeightGrad(const CountedSource& source, const char* target, char* result,
+                         const PlaceMap& map, const Tiles& tiles, const EntryGradTiles& entries,
+                         TaskPool& pool);
 
 }  // namespace jaxsparse::cpu

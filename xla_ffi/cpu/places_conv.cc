@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "cpu/ceil_div.h"
+#include "cpu/counted_source.h"
 #include "cpu/entries_conv.h"
 #include "cpu/entries_weight_grad.h"
 #include "cpu/parallel_for.h"
 #include "cpu/place_map.h"
 #include "cpu/scatter_conv.h"
 #include "cpu/scratch.h"
+#include "cpu/strip_panel.h"
 
 namespace jaxsparse::cpu {
 namespace {
@@ -19,7 +21,6 @@ namespace {
 constexpr int64_t kBandPlaces = 4096;
 // And at most so many pairs, unless one row of places has more.
 constexpr int64_t kBandPairs = 1 << 17;
-constexpr int64_t kStripVectors = 2;
 
 // One side of one group, with its numbers.
 struct Side : PlaceSide {
@@ -70,83 +71,15 @@ class ActiveList {
   std::vector<int32_t> last_;
 };
 
-struct Total {
-  int64_t nonzeros = 0, active = 0;
-};
-
-Total TotalOf(const PlaceSide& side, int64_t batch) {
-  const int64_t places = batch * NumPlaces(side.space);
-  Total total;
+// A side that has counts as a source, and their totals.
+CountedSource Counted(const PlacesConv& p, bool from_x, int64_t group, const Side& side) {
+  CountedSource source = {p, from_x, group, side.data, side.counts, 0, 0};
+  const int64_t places = source.places();
   for (int64_t i = 0; i < places; ++i) {
-    total.nonzeros += side.counts[i];
-    total.active += side.counts[i] > 0;
+    source.nonzeros += side.counts[i];
+    source.active += side.counts[i] > 0;
   }
-  return total;
-}
-
-// The weights from the channels of a source to those of a target, as strips of words.
-//   panel [feature group][strip][tap][words of the source's channels][strip]
-struct StripPanel {
-  int64_t feature_groups, strips, taps, source_channels, target_channels;  // of a feature group
-  int64_t words, width;
-  char* panel;
-  int64_t word_bytes;
-
-  int64_t tap_words() const { return words * width; }
-  const char* At(int64_t feature_group, int64_t strip, int64_t tap, int64_t word = 0) const {
-    const int64_t before = (feature_group * strips + strip) * taps + tap;
-    return panel + (before * tap_words() + word * width) * word_bytes;
-  }
-};
-
-StripPanel PackWeights(const PlacesConv& p, int64_t group, bool from_x, const Tiles& tiles,
-                       TaskPool& pool, Status* status) {
-  StripPanel panel;
-  panel.feature_groups = p.feature_groups;
-  panel.taps = p.num_taps();
-  panel.source_channels = (from_x ? p.in : p.out) / p.feature_groups;
-  panel.target_channels = (from_x ? p.out : p.in) / p.feature_groups;
-  panel.width = kStripVectors * tiles.lanes;
-  panel.strips = CeilDiv(panel.target_channels, panel.width);
-  panel.words = CeilDiv(panel.source_channels, tiles.items_per_word);
-  panel.word_bytes = tiles.word_bytes;
-  const int64_t strip_words = panel.taps * panel.tap_words();
-  panel.panel = static_cast<char*>(Scratch(
-      ScratchUse::kPanel,
-      std::max<int64_t>(1, panel.feature_groups * panel.strips * strip_words) * tiles.word_bytes));
-  // The depth of a stored weight is the side that it reads: x's, or y's where it is mirrored.
-  const bool is_transposed = from_x == p.mirrored;
-  const int64_t per_group = p.channels() / p.feature_groups;
-  const char* w = static_cast<const char*>(p.w) +
-                  p.w_group[group] * panel.taps * p.depth() * p.channels() * tiles.item_bytes;
-  const int64_t pieces = panel.feature_groups * panel.taps;
-  TaskPool& worth = PoolForWork(pool, 0, 2.0 * pieces * panel.strips * panel.tap_words() * 4);
-  *status = ParallelFor(worth, pieces, [&](int64_t piece) {
-    const int64_t feature_group = piece / panel.taps, tap = piece % panel.taps;
-    const int64_t stored_tap = p.mirrored ? panel.taps - 1 - tap : tap;
-    ColumnPanel from = {};
-    from.source_stride = p.channels();
-    from.depth = panel.source_channels;
-    from.width = panel.width;
-    const char* tap_weights =
-        w + (stored_tap * p.depth() * p.channels() + feature_group * per_group) * tiles.item_bytes;
-    if (!is_transposed) {
-      from.source = tap_weights;
-      from.cols = panel.target_channels;
-      from.parts = panel.strips;
-      from.part_stride = strip_words;
-      from.panel = const_cast<char*>(panel.At(feature_group, 0, tap));
-      tiles.pack_columns(from);
-      return;
-    }
-    for (int64_t strip = 0; strip < panel.strips; ++strip) {
-      from.source = tap_weights + strip * panel.width * p.channels() * tiles.item_bytes;
-      from.cols = std::min(panel.width, panel.target_channels - strip * panel.width);
-      from.panel = const_cast<char*>(panel.At(feature_group, strip, tap));
-      tiles.pack_transposed(from);
-    }
-  });
-  return panel;
+  return source;
 }
 
 // How the work of forward and input gradient is cut: into bands of rows of the target's places,
@@ -196,21 +129,19 @@ class Product {
       return PoolForWork(pool, flops, bytes);
     };
     if (by_source && target.counts == nullptr && p_.feature_groups == 1) {
-      const Total total = TotalOf(source, p_.batch);
-      if (EntriesPay(total.nonzeros, total.active, source.places(p_.batch), source.channels,
-                     p_.kernel[2], kernels_.entries))
-        return EntriesProduct(
-            {p_, from_x_, group, source.data, source.counts, total.nonzeros, target.data}, map_,
-            tiles, kernels_.entries, worth_for(total.active));
-      if (ScatterPays(p_, from_x_, total.active, tiles))
-        return ScatterConv(
-            {p_, from_x_, group, source.data, source.counts, total.active, target.data}, map_,
-            tiles, kernels_.scatter, worth_for(total.active));
+      const CountedSource counted = Counted(p_, from_x_, group, source);
+      if (EntriesPay(counted, kernels_.entries))
+        return EntriesProduct(counted, target.data, map_, tiles, kernels_.entries,
+                              worth_for(counted.active));
+      if (ScatterPays(counted, tiles))
+        return ScatterConv(counted, target.data, map_, tiles, kernels_.scatter,
+                           worth_for(counted.active));
     }
     const ActiveList active(by_source ? static_cast<const PlaceSide&>(source) : target, p_.batch);
     TaskPool& worth = worth_for(active.size());
-    Status status;
-    const StripPanel weights = PackWeights(p_, group, from_x_, tiles, worth, &status);
+    StripPanel weights;
+    const Status status = PackStrips(p_, group, from_x_, kMaxStripVectors * tiles.lanes,
+                                     StripPacking(tiles), worth, &weights);
     if (!status.ok()) return status;
     const Cut cut = MakeCut(target, p_, weights.strips * p_.feature_groups, worth.num_threads());
     return ParallelFor(worth, cut.bands * cut.strip_groups, [&](int64_t piece) {
@@ -330,34 +261,31 @@ Status PlacesWeightGrad(const PlacesConv& p, const PlaceKernels& kernels, TaskPo
   const int64_t taps = p.num_taps(), depth = p.depth(), channels = p.channels();
   const int64_t per_group = channels / p.feature_groups;
   const int64_t sum_bytes = tiles.sums_are_stored ? tiles.item_bytes : 4;
-  const int64_t width = kStripVectors * tiles.lanes;
+  const int64_t width = kMaxStripVectors * tiles.lanes;
   const int64_t strips = CeilDiv(per_group, width);
   for (int64_t group = 0; group < p.num_groups(); ++group) {
     const Side source = MakeSide(p, from_x, group, tiles.item_bytes);
     const Side target = MakeSide(p, !from_x, group, tiles.item_bytes);
-    const ActiveList active(source, p.batch);
-    // Rows of the stored weight are the depth: x's channels, or y's where it is mirrored.
-    const bool rows_are_sources = from_x != p.mirrored;
-    const Side& of_rows = rows_are_sources ? source : target;
-    const Side& of_cols = rows_are_sources ? target : source;
     char* w =
         static_cast<char*>(p.w) + p.w_group[group] * taps * depth * channels * tiles.item_bytes;
-    TaskPool& worth = PoolForWork(pool, 2.0 * active.size() * taps * depth * channels, 0);
+    const auto worth_for = [&](int64_t active) -> TaskPool& {
+      return PoolForWork(pool, 2.0 * active * taps * depth * channels, 0);
+    };
     if (source.counts != nullptr && target.counts == nullptr) {
-      const EntriesGradProblem entries = {p,
-                                          from_x,
-                                          source.data,
-                                          source.counts,
-                                          TotalOf(source, p.batch).nonzeros,
-                                          active.size(),
-                                          target.data,
-                                          w};
-      if (EntriesGradPays(entries, kernels.entry_grads)) {
-        const Status status = EntriesWeightGrad(entries, map, tiles, kernels.entry_grads, worth);
+      const CountedSource counted = Counted(p, from_x, group, source);
+      if (EntriesGradPays(counted, kernels.entry_grads)) {
+        const Status status = EntriesWeightGrad(counted, target.data, w, map, tiles,
+                                                kernels.entry_grads, worth_for(counted.active));
         if (!status.ok()) return status;
         continue;
       }
     }
+    const ActiveList active(source, p.batch);
+    TaskPool& worth = worth_for(active.size());
+    // Rows of the stored weight are the depth: x's channels, or y's where it is mirrored.
+    const bool rows_are_sources = from_x != p.mirrored;
+    const Side& of_rows = rows_are_sources ? source : target;
+    const Side& of_cols = rows_are_sources ? target : source;
     const int64_t rows = target.rows(p.batch), row_width = std::max<int64_t>(1, target.space[2]);
     const int64_t rows_at_once = std::max<int64_t>(1, kBandPlaces / row_width);
     const int64_t parts =

@@ -8,6 +8,7 @@
 #include "cpu/ceil_div.h"
 #include "cpu/parallel_for.h"
 #include "cpu/scratch.h"
+#include "cpu/strip_panel.h"
 
 namespace jaxsparse::cpu {
 namespace {
@@ -69,81 +70,49 @@ bool SumsAreResult(int64_t target_channels, const Tiles& tiles) {
 
 }  // namespace
 
-bool ScatterPays(const PlacesConv& p, bool from_x, int64_t active, const Tiles& tiles) {
+bool ScatterPays(const CountedSource& source, const Tiles& tiles) {
+  const PlacesConv& p = source.problem;
   // Measured on Zen 4 with 56 x 56 places, 3 x 3 taps, 1 to 30 % of them active, each instruction
   // set: 1.1 to 3 times as fast as pairs tap by tap with 1 to 32 channels. From 64 channels on
   // pairs are as fast; to more than 64, weights come from L2 again for every band. With a stride
   // from x, neighbouring columns meet different taps: no gain.
-  const int64_t source_channels = from_x ? p.in : p.out, target_channels = from_x ? p.out : p.in;
-  if (source_channels > kScatterChannels || target_channels > 64) return false;
-  if (p.kernel[2] < 2 || (from_x && p.strides[2] > 1)) return false;
-  const Space& source = from_x ? p.x_space : p.y_space;
-  const Space& target = from_x ? p.y_space : p.x_space;
+  const int64_t target_channels = source.target_channels();
+  if (source.channels() > kScatterChannels || target_channels > 64) return false;
+  if (p.kernel[2] < 2 || (source.from_x && p.strides[2] > 1)) return false;
+  const Space& space = source.space();
+  const Space& target = source.target_space();
   if (!SumsAreResult(target_channels, tiles)) {
     // A row of sums is held, which must not be long. Where it is wider than the result, to cut it
     // costs 8 ns for each place.
     const int64_t row = target[2] * CeilDiv(target_channels, tiles.lanes) * tiles.lanes;
     if (row > 4 * kBandBytes / kLargestSumBytes) return false;
-    if (tiles.sums_are_stored && 8 * active < p.batch * NumPlaces(target)) return false;
+    if (tiles.sums_are_stored && 8 * source.active < p.batch * NumPlaces(target)) return false;
   }
   // Lists hold numbers of 32 bits.
   const int64_t width = std::max(p.x_space[2], p.y_space[2]);
-  return p.batch * source[0] * source[1] * width <= INT32_MAX - kPlacesBeyond;
+  return p.batch * space[0] * space[1] * width <= INT32_MAX - kPlacesBeyond;
 }
 
-Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles& tiles,
-                   const ScatterTiles& scatter, TaskPool& pool) {
-  const PlacesConv& p = given.problem;
-  const Space& source_space = given.from_x ? p.x_space : p.y_space;
-  const Space& target_space = given.from_x ? p.y_space : p.x_space;
-  const int64_t channels = given.from_x ? p.in : p.out;
-  const int64_t target_channels = given.from_x ? p.out : p.in;
-  const int64_t taps = p.num_taps(), row_taps = p.kernel[2], tap_rows = taps / row_taps;
+Status ScatterConv(const CountedSource& source, char* target, const PlaceMap& map,
+                   const Tiles& tiles, const ScatterTiles& scatter, TaskPool& pool) {
+  const PlacesConv& p = source.problem;
+  const Space& source_space = source.space();
+  const Space& target_space = source.target_space();
+  const int64_t channels = source.channels(), target_channels = source.target_channels();
+  const int64_t row_taps = p.kernel[2], tap_rows = p.num_taps() / row_taps;
   const int64_t width = source_space[2], target_width = target_space[2];
-  const int64_t image_rows = source_space[0] * source_space[1];
-  const int64_t rows = p.batch * image_rows;
+  const int64_t rows = p.batch * source_space[0] * source_space[1];
   const int64_t target_image_rows = target_space[0] * target_space[1];
   const int64_t target_rows = p.batch * target_image_rows;
-
-  // panel [strip][tap][words of the channels][two vectors]
-  const int64_t strip_width = kMaxStripVectors * tiles.lanes;
-  const int64_t strips = CeilDiv(target_channels, strip_width);
-  const int64_t words = CeilDiv(channels, tiles.items_per_word);
-  const int64_t tap_words = words * strip_width, strip_words = taps * tap_words;
-  char* panel = static_cast<char*>(
-      Scratch(ScratchUse::kPanel, std::max<int64_t>(1, strips * strip_words) * tiles.word_bytes));
-  const bool is_transposed = given.from_x == p.mirrored;
-  const char* w = static_cast<const char*>(p.w) +
-                  p.w_group[given.group] * taps * p.depth() * p.channels() * tiles.item_bytes;
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t stored_tap = p.mirrored ? taps - 1 - tap : tap;
-    ColumnPanel from = {};
-    from.source_stride = p.channels();
-    from.depth = channels;
-    from.width = strip_width;
-    char* to = panel + tap * tap_words * tiles.word_bytes;
-    const char* tap_weights = w + stored_tap * p.depth() * p.channels() * tiles.item_bytes;
-    if (!is_transposed) {
-      from.source = tap_weights;
-      from.cols = target_channels;
-      from.parts = strips;
-      from.part_stride = strip_words;
-      from.panel = to;
-      tiles.pack_columns(from);
-      continue;
-    }
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      from.source = tap_weights + strip * strip_width * p.channels() * tiles.item_bytes;
-      from.cols = std::min(strip_width, target_channels - strip * strip_width);
-      from.panel = to + strip * strip_words * tiles.word_bytes;
-      tiles.pack_transposed(from);
-    }
-  }
+  StripPanel weights;
+  const Status status = PackStrips(p, source.group, source.from_x, kMaxStripVectors * tiles.lanes,
+                                   StripPacking(tiles), pool, &weights);
+  if (!status.ok()) return status;
 
   // Lists, one after the other.
   const ColumnSets columns = SetsOf(map, row_taps, width);
   const int64_t sets = static_cast<int64_t>(columns.sets.size());
-  const int64_t room = given.active + kPlacesBeyond;
+  const int64_t room = source.active + kPlacesBeyond;
   auto* sources = static_cast<int32_t*>(Scratch(
       ScratchUse::kSums, (2 * room + sets * (rows + 1)) * static_cast<int64_t>(sizeof(int32_t))));
   int32_t* targets = sources + room;
@@ -151,7 +120,7 @@ Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles
   int32_t listed = 0;
   for (int64_t set = 0; set < sets; ++set) {
     ScatterList list = {};
-    list.counts = given.counts;
+    list.counts = source.counts;
     list.columns = columns.set_of.data();
     list.target_of = columns.target_of.data();
     list.rows = rows;
@@ -181,19 +150,19 @@ Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles
   return ParallelFor(pool, CeilDiv(target_rows, band_rows), [&](int64_t band) {
     const int64_t begin = band * band_rows, end = std::min(target_rows, begin + band_rows);
     const int64_t places = (end - begin) * target_width;
-    char* result = given.target + begin * target_width * target_channels * tiles.item_bytes;
+    char* result = target + begin * target_width * target_channels * tiles.item_bytes;
     char* sums = result;
     if (!is_direct)
       sums = static_cast<char*>(Scratch(ScratchUse::kPieceSums, (end - begin) * row_bytes));
     std::memset(sums, 0, (end - begin) * row_bytes);
-    for (int64_t strip = 0; strip < strips; ++strip) {
+    for (int64_t strip = 0; strip < weights.strips; ++strip) {
       ScatterProduct product = {};
-      product.source = given.source;
+      product.source = source.data;
       product.source_stride = product.items = channels;
-      product.weights_stride = strip_width;
-      const int64_t cols = target_channels - strip * strip_width;
+      product.weights_stride = weights.width;
+      const int64_t cols = target_channels - strip * weights.width;
       product.vectors = cols <= tiles.lanes ? 1 : 2;
-      product.sums = sums + strip * strip_width * sum_bytes;
+      product.sums = sums + strip * weights.width * sum_bytes;
       product.sums_stride = sums_stride;
       for (int64_t tap_row = 0; tap_row < tap_rows; ++tap_row) {
         const Space at = map.Tap(tap_row * row_taps);
@@ -219,14 +188,13 @@ Status ScatterConv(const ScatterProblem& given, const PlaceMap& map, const Tiles
             const Columns& set_of = columns.sets[set];
             product.sources = sources + its[0];
             product.targets = targets + its[0];
-            product.tap_stride = tap_words;
+            product.tap_stride = weights.tap_words();
             product.target_step = set_of.target_step;
             for (int64_t tap = 0; tap < set_of.taps; tap += product.taps) {
               const int64_t left = set_of.taps - tap;
               product.taps = left == 4 ? 2 : std::min(left, kScatterTaps);
               const int64_t first_tap = tap_row * row_taps + set_of.first + tap;
-              product.weights =
-                  panel + (strip * strip_words + first_tap * tap_words) * tiles.word_bytes;
+              product.weights = weights.At(0, strip, first_tap);
               product.first_target =
                   (from - first - begin) * target_width + tap * set_of.target_step;
               scatter.add(product);

@@ -12,7 +12,6 @@ namespace {
 template <class Type>
 void ListEntries(const EntryLists& p) {
   using Sum = typename Type::Sum;
-  using Vector = typename Type::Vector;
   constexpr int kLanes = Simd<Sum>::kLanes;
   const auto channel_bytes = static_cast<int32_t>(p.channel_bytes);
 #if defined(__AVX512F__)
@@ -44,14 +43,7 @@ void ListEntries(const EntryLists& p) {
     for (; c < p.channels; c += kLanes) {
       const int64_t left = Min(kLanes, p.channels - c);
       Sum numbers[kLanes];
-      if (left == kLanes) {
-        StoreVector(numbers, Type::Load(row + c));
-      } else {
-        typename Type::Stored few[kLanes] = {};
-        for (int64_t i = 0; i < left; ++i) few[i] = row[c + i];
-        const Vector wide = Type::Load(few);
-        StoreVector(numbers, wide);
-      }
+      StoreVector(numbers, LoadPartial<Singles<Type>>(row + c, left));
       for (int64_t i = 0; i < left; ++i) {
         values[count] = numbers[i];
         offsets[count] = first + static_cast<int32_t>(c + i) * channel_bytes;

@@ -1,5 +1,6 @@
 // Register tiles over rows that lie anywhere, see place_tiles.h.
 #pragma once
+#include "cpu/kernels/packing-inl.h"
 #include "cpu/kernels/simd-inl.h"
 #include "cpu/place_tiles.h"
 
@@ -71,15 +72,14 @@ JAXSPARSE_INLINE void CopyWords(const typename Op::Stored* row, int64_t items,
     int64_t i = 0;
     for (; i + kLanes <= items; i += kLanes) StoreVector(words + i, Op::Load(row + i));
     if (i == items) return;
-    typename Op::Stored few[kLanes] = {};
     typename Op::Word wide[kLanes];
-    for (int64_t j = 0; i + j < items; ++j) few[j] = row[i + j];
-    StoreVector(wide, Op::Load(few));
-    for (int64_t j = 0; i + j < items; ++j) words[i + j] = wide[j];
+    StoreVector(wide, LoadPartial<Op>(row + i, items - i));
+    CopyFew<kLanes>(words + i, wide, items - i);
   }
 }
 
-// The first numbers of a vector, fewer than it has; the others are zero.
+// The first sums of a vector, fewer than it has; the others are zero. Under a mask where there is
+// one: they are loaded and stored once a tile, and a copy is written before it is read.
 template <class Sum>
 JAXSPARSE_INLINE typename Simd<Sum>::Vector LoadFew(const Sum* from, int64_t count) {
   using Vector = typename Simd<Sum>::Vector;
@@ -88,7 +88,7 @@ JAXSPARSE_INLINE typename Simd<Sum>::Vector LoadFew(const Sum* from, int64_t cou
   if constexpr (sizeof(Sum) == 8) return (Vector)_mm512_maskz_loadu_pd((1u << count) - 1, from);
 #endif
   Sum few[Simd<Sum>::kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) few[i] = from[i];
+  CopyFew<Simd<Sum>::kLanes>(few, from, count);
   return LoadVector<Vector>(few);
 }
 
@@ -106,7 +106,7 @@ JAXSPARSE_INLINE void StoreFew(Sum* to, int64_t count, typename Simd<Sum>::Vecto
 #endif
   Sum few[Simd<Sum>::kLanes];
   StoreVector(few, from);
-  for (int64_t i = 0; i < count; ++i) to[i] = few[i];
+  CopyFew<Simd<Sum>::kLanes>(to, few, count);
 }
 
 template <class Sum, int kVectors>
@@ -136,6 +136,24 @@ JAXSPARSE_INLINE void StoreColumns(Sum* to, int64_t cols, const typename Simd<Su
   }
 }
 
+// sums[r] += word k of row r * the weights at w.
+template <class Op, int kRows, int kVectors>
+JAXSPARSE_INLINE void AddWord(const typename Op::Word* const* rows, int64_t k,
+                              const typename Op::Word* w, typename Op::Sums (*sums)[kVectors]) {
+  typename Op::Words weights[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v)
+    weights[v] = LoadVector<typename Op::Words>(w + v * Op::kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    typename Op::Word word;  // pairs in the source are aligned to their halves only
+    __builtin_memcpy(&word, rows[r] + k, sizeof(word));
+    const auto x = Op::Broadcast(&word);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = Op::MulAdd(x, weights[v], sums[r][v]);
+  }
+}
+
 // sums[r] += rows[r] * weights.
 template <class Op, int kRows, int kVectors>
 JAXSPARSE_INLINE void PlaceTile(const typename Op::Word* const* rows, const PlaceProduct& p,
@@ -148,20 +166,8 @@ JAXSPARSE_INLINE void PlaceTile(const typename Op::Word* const* rows, const Plac
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) row[r] = rows[r];
   const auto* w = static_cast<const Word*>(p.weights);
-  for (int64_t k = 0; k < words; ++k, w += p.weights_stride) {
-    typename Op::Words weights[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      weights[v] = LoadVector<typename Op::Words>(w + v * Op::kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      Word word;  // pairs in the source are aligned to their halves only
-      __builtin_memcpy(&word, row[r] + k, sizeof(word));
-      const auto x = Op::Broadcast(&word);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = Op::MulAdd(x, weights[v], acc[r][v]);
-    }
-  }
+  for (int64_t k = 0; k < words; ++k, w += p.weights_stride)
+    AddWord<Op, kRows, kVectors>(row, k, w, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) StoreColumns<typename Op::Sum, kVectors>(sums[r], p.cols, acc[r]);
 }
@@ -235,18 +241,7 @@ void WholePlaceTile(const PlaceProduct& p, const PlacePair* pairs, int64_t left)
   const int64_t words = p.items / Op::kItemsPerWord;
   int64_t k = 0;
   const auto step = [&]() __attribute__((always_inline)) {
-    typename Op::Words weights[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      weights[v] = LoadVector<typename Op::Words>(w + v * Op::kLanes);
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      Word word;  // pairs in the source are aligned to their halves only
-      __builtin_memcpy(&word, row[r] + k, sizeof(word));
-      const auto x = Op::Broadcast(&word);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = Op::MulAdd(x, weights[v], acc[r][v]);
-    }
+    AddWord<Op, kRows, kVectors>(row, k, w, acc);
     w += p.weights_stride;
     ++k;
   };
