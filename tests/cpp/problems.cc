@@ -39,6 +39,12 @@ std::string Name(const Shape& s) {
   return name;
 }
 
+std::vector<double> Array::Values() const {
+  std::vector<double> values(size());
+  for (int64_t i = 0; i < size(); ++i) values[i] = (*this)[i];
+  return values;
+}
+
 void Array::Fill(const std::function<double()>& draw) {
   for (int64_t i = 0; i < size(); ++i) Set(i, draw());
 }
@@ -117,33 +123,34 @@ double Problem::flops() const {
 std::vector<Problem::Sum> Problem::Expected() const {
   const Shape& s = shape;
   std::vector<Sum> sums(result().size());
-  const auto add = [&](int64_t index, double a, double b) {
-    sums[index].value += a * b;
-    sums[index].magnitude += std::fabs(a * b);
+  const auto add = [](Sum& sum, double a, double b) {
+    sum.value += a * b;
+    sum.magnitude += std::fabs(a * b);
   };
+  const std::vector<double> xs = x.Values(), ws = w.Values(), ys = y.Values();
   for (int64_t g = 0; g < s.groups; ++g) {
     for (int64_t k = 0; k < args.capacity; ++k) {
       const int64_t p = args.pattern_group[g] * args.capacity + k;
       if (cols[p] == GridCols(s)) continue;
-      for (int64_t bi = 0; bi < s.block_in; ++bi) {
-        for (int64_t bo = 0; bo < s.block_out; ++bo) {
-          const int64_t i = rows[p] * s.block_in + bi, o = cols[p] * s.block_out + bo;
-          if (i >= s.in || o >= s.out) continue;
-          const int64_t wi =
-              ((args.w_group[g] * args.capacity + k) * s.block_in + bi) * s.block_out + bo;
-          const double weight = role_ == Role::kWeightGrad ? 0 : w[wi];
-          for (int64_t m = 0; m < s.batch; ++m) {
-            const int64_t xi = (args.x_group[g] * s.batch + m) * s.in + i;
-            const int64_t yi = (args.y_group[g] * s.batch + m) * s.out + o;
+      const int64_t row = rows[p] * s.block_in, col = cols[p] * s.block_out;
+      const int64_t block = (args.w_group[g] * args.capacity + k) * s.block_in * s.block_out;
+      const int64_t size_in = std::min(s.block_in, s.in - row);
+      const int64_t size_out = std::min(s.block_out, s.out - col);
+      for (int64_t m = 0; m < s.batch; ++m) {
+        const int64_t of_x = (args.x_group[g] * s.batch + m) * s.in + row;
+        const int64_t of_y = (args.y_group[g] * s.batch + m) * s.out + col;
+        for (int64_t i = 0; i < size_in; ++i) {
+          for (int64_t o = 0; o < size_out; ++o) {
+            const int64_t xi = of_x + i, yi = of_y + o, wi = block + i * s.block_out + o;
             switch (role_) {
               case Role::kForward:
-                add(yi, x[xi], weight);
+                add(sums[yi], xs[xi], ws[wi]);
                 break;
               case Role::kInputGrad:
-                add(xi, y[yi], weight);
+                add(sums[xi], ys[yi], ws[wi]);
                 break;
               case Role::kWeightGrad:
-                add(wi, x[xi], y[yi]);
+                add(sums[wi], xs[xi], ys[yi]);
                 break;
             }
           }

@@ -61,6 +61,7 @@ class Array {
   const Bytes& bytes() const { return bytes_; }
   int64_t size() const { return static_cast<int64_t>(bytes_.size() / ItemBytes(dtype_)); }
   double operator[](int64_t i) const { return Load(dtype_, bytes_.data(), i); }
+  std::vector<double> Values() const;
   void Set(int64_t i, double value) { Store(dtype_, bytes_.data(), i, value); }
   void Fill(const std::function<double()>& draw);
 
