@@ -54,6 +54,7 @@ struct ConvWindow {
   // Of the weights as they are stored.
   int64_t channels() const { return mirrored ? in : out; }
   int64_t depth() const { return (mirrored ? out : in) / feature_groups; }
+  int64_t stored_tap(int64_t tap) const { return mirrored ? num_taps() - 1 - tap : tap; }
 };
 
 struct SparseConv : ConvWindow {

@@ -423,7 +423,7 @@ class PlanBuilder {
     std::vector<int32_t> tap_phase(taps), tap_bytes(taps);
     ForBox(p_.kernel, [&](const Space& tap) {
       const int64_t conv_tap = (tap[0] * p_.kernel[1] + tap[1]) * p_.kernel[2] + tap[2];
-      const int64_t t = p_.mirrored ? taps - 1 - conv_tap : conv_tap;
+      const int64_t t = p_.stored_tap(conv_tap);
       Space plane, at;
       int64_t phase = 0;
       for (int a = 0; a < 3; ++a) {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <cstdlib>
 #include <vector>
 
 #include "cpu/ceil_div.h"
@@ -175,13 +175,12 @@ Status EntriesProduct(const CountedSource& source, char* target, const PlaceMap&
     for (int64_t row = begin; row < end; ++row)
       for (int64_t tap_row = 0; tap_row < tap_rows; ++tap_row) {
         const Space at = map.Tap(tap_row * row_taps);
-        const int64_t z = map.SourceOf(0, at[0], row / target_space[1]);
-        const int64_t y = map.SourceOf(1, at[1], row % target_space[1]);
-        if (z < 0 || y < 0) continue;
-        int32_t& its = slot[z * source_space[1] + y];
+        const int64_t source_row = map.SourceRow(at, row);
+        if (source_row < 0) continue;
+        int32_t& its = slot[source_row];
         if (its < 0) {
           its = static_cast<int32_t>(row_of.size());
-          row_of.push_back(z * source_space[1] + y);
+          row_of.push_back(source_row);
         }
         seen[(row - begin) * tap_rows + tap_row] = its;
       }

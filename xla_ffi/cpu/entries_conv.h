@@ -2,8 +2,6 @@
 // lists that a result meets through a row of taps follow each other, and are multiplied by all
 // weights.
 #pragma once
-#include <cstdint>
-
 #include "core/status.h"
 #include "core/task_pool.h"
 #include "cpu/counted_source.h"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "cpu/ceil_div.h"
@@ -114,8 +115,8 @@ Cut CutFor(const Axis& y, const Axis& x, int64_t planes, int64_t target_channels
 class Gradient {
  public:
   // To ask whether it pays, neither target nor result.
-  explicit Gradient(const CountedSource& source, const EntryGradTiles& entries,
-                    const char* target = nullptr, char* result = nullptr)
+  Gradient(const CountedSource& source, const EntryGradTiles& entries, const char* target = nullptr,
+           char* result = nullptr)
       : source_(source),
         target_(target),
         result_(result),
@@ -469,7 +470,7 @@ class Gradient {
       for (size_t i = 0; i < its.taps.size(); ++i) {
         const int64_t tap =
             (piece.tap * p_.kernel[1] + its.taps[i][1]) * p_.kernel[2] + its.taps[i][2];
-        const int64_t stored_tap = p_.mirrored ? p_.num_taps() - 1 - tap : tap;
+        const int64_t stored_tap = p_.stored_tap(tap);
         for (int64_t strip = 0; strip < piece.strips; ++strip) {
           const int64_t first = (piece.strip + strip) * width_;
           const int64_t cols = std::min(width_, results_ - first);

@@ -3,8 +3,6 @@
 // packed with zeros around it, so that taps are fixed distances and borders need no thought: the
 // numbers listed are finite. Sums of a list through up to nine taps stay in registers.
 #pragma once
-#include <cstdint>
-
 #include "core/status.h"
 #include "core/task_pool.h"
 #include "cpu/counted_source.h"
@@ -17,7 +15,7 @@ namespace jaxsparse::cpu {
 // Whether lists of nonzeros beat whole rows of channels.
 bool EntriesGradPays(const CountedSource& source, const EntryGradTiles& entries);
 
-// Writes `result`, the group's weight, of which `target` is the gradient's side.
+// Writes `result`, the gradient of the group's weight; `target` are the numbers without counts.
 Status EntriesWeightGrad(const CountedSource& source, const char* target, char* result,
                          const PlaceMap& map, const Tiles& tiles, const EntryGradTiles& entries,
                          TaskPool& pool);

@@ -39,13 +39,11 @@ int64_t PlaceMap::ListPairs(int64_t tap, int64_t begin, int64_t end, const Place
   const int32_t* of_active = by_source ? target_of_[2].data() + at[2] * source_space_[2]
                                        : source_of_[2].data() + at[2] * target_space_[2];
   const int64_t source_width = source_space_[2], target_width = target_space_[2];
+  if (source_width == 0 || target_width == 0) return 0;  // counts may have no number to read
   int64_t count = 0;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t z = row / target_space_[1] % target_space_[0], y = row % target_space_[1];
-    const int64_t image = row / (target_space_[0] * target_space_[1]);
-    const int64_t source_z = SourceOf(0, at[0], z), source_y = SourceOf(1, at[1], y);
-    if (source_z < 0 || source_y < 0) continue;
-    const int64_t source_row = (image * source_space_[0] + source_z) * source_space_[1] + source_y;
+    const int64_t source_row = SourceRow(at, row);
+    if (source_row < 0) continue;
     const int64_t known = by_source ? source_row : row;
     const int64_t first_source = source_row * source_width;
     const int64_t first_target = (row - begin) * target_width;

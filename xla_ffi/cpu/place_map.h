@@ -50,6 +50,15 @@ class PlaceMap {
   const int32_t* SourcesOfRow() const { return source_of_[2].data(); }
   // [tap along the last axis][source along it]: the target that it meets, or -1.
   const int32_t* TargetsOfRow() const { return target_of_[2].data(); }
+  // The row of the source that a row of the target meets through `tap`, or -1. Rows are counted
+  // over all images.
+  int64_t SourceRow(const Space& tap, int64_t row) const {
+    const int64_t image_rows = target_space_[0] * target_space_[1];
+    const int64_t image = row / image_rows, within = row % image_rows;
+    const int64_t z = SourceOf(0, tap[0], within / target_space_[1]);
+    const int64_t y = SourceOf(1, tap[1], within % target_space_[1]);
+    return z < 0 || y < 0 ? -1 : (image * source_space_[0] + z) * source_space_[1] + y;
+  }
   // The coordinates of a tap.
   Space Tap(int64_t tap) const {
     return {tap / (kernel_[1] * kernel_[2]), tap / kernel_[2] % kernel_[1], tap % kernel_[2]};

@@ -71,12 +71,13 @@ class ActiveList {
   std::vector<int32_t> last_;
 };
 
-// A side that has counts as a source, and their totals.
+// The source that a side with counts is, and its totals. Counts are clamped: wrong ones must not
+// lead where there are no channels.
 CountedSource Counted(const PlacesConv& p, bool from_x, int64_t group, const Side& side) {
   CountedSource source = {p, from_x, group, side.data, side.counts, 0, 0};
   const int64_t places = source.places();
   for (int64_t i = 0; i < places; ++i) {
-    source.nonzeros += side.counts[i];
+    source.nonzeros += std::clamp<int64_t>(side.counts[i], 0, side.channels);
     source.active += side.counts[i] > 0;
   }
   return source;
@@ -113,7 +114,7 @@ class Product {
         kernels_(kernels),
         from_x_(from_x),
         map_(problem, from_x),
-        sum_bytes_(kernels.tiles.sums_are_stored ? kernels.tiles.item_bytes : 4) {}
+        sum_bytes_(kernels.tiles.sum_bytes()) {}
 
   Status Run(int64_t group, TaskPool& pool) {
     const Tiles& tiles = kernels_.tiles;
@@ -260,7 +261,7 @@ Status PlacesWeightGrad(const PlacesConv& p, const PlaceKernels& kernels, TaskPo
   const PlaceMap map(p, from_x);
   const int64_t taps = p.num_taps(), depth = p.depth(), channels = p.channels();
   const int64_t per_group = channels / p.feature_groups;
-  const int64_t sum_bytes = tiles.sums_are_stored ? tiles.item_bytes : 4;
+  const int64_t sum_bytes = tiles.sum_bytes();
   const int64_t width = kMaxStripVectors * tiles.lanes;
   const int64_t strips = CeilDiv(per_group, width);
   for (int64_t group = 0; group < p.num_groups(); ++group) {
@@ -293,7 +294,7 @@ Status PlacesWeightGrad(const PlacesConv& p, const PlaceKernels& kernels, TaskPo
     const int64_t strips_per_part = CeilDiv(strips * p.feature_groups, std::max<int64_t>(1, parts));
     const Status status = ParallelFor(worth, taps * parts, [&](int64_t piece) {
       const int64_t tap = piece / parts, part = piece % parts;
-      const int64_t stored_tap = p.mirrored ? taps - 1 - tap : tap;
+      const int64_t stored_tap = p.stored_tap(tap);
       auto* pairs = static_cast<PlacePair*>(
           Scratch(ScratchUse::kPieceWeights,
                   (rows_at_once * row_width + 1) * static_cast<int64_t>(sizeof(PlacePair))));

@@ -102,8 +102,7 @@ Status ScatterConv(const CountedSource& source, char* target, const PlaceMap& ma
   const int64_t row_taps = p.kernel[2], tap_rows = p.num_taps() / row_taps;
   const int64_t width = source_space[2], target_width = target_space[2];
   const int64_t rows = p.batch * source_space[0] * source_space[1];
-  const int64_t target_image_rows = target_space[0] * target_space[1];
-  const int64_t target_rows = p.batch * target_image_rows;
+  const int64_t target_rows = p.batch * target_space[0] * target_space[1];
   StripPanel weights;
   const Status status = PackStrips(p, source.group, source.from_x, kMaxStripVectors * tiles.lanes,
                                    StripPacking(tiles), pool, &weights);
@@ -141,7 +140,7 @@ Status ScatterConv(const CountedSource& source, char* target, const PlaceMap& ma
   const bool is_direct = SumsAreResult(target_channels, tiles);
   const int64_t sums_stride =
       is_direct ? target_channels : CeilDiv(target_channels, tiles.lanes) * tiles.lanes;
-  const int64_t sum_bytes = tiles.sums_are_stored ? tiles.item_bytes : 4;
+  const int64_t sum_bytes = tiles.sum_bytes();
   const int64_t row_bytes = target_width * sums_stride * sum_bytes;
   int64_t band_rows = std::clamp<int64_t>(kBandBytes / std::max<int64_t>(1, row_bytes), 1,
                                           std::max<int64_t>(1, target_rows));
@@ -166,18 +165,12 @@ Status ScatterConv(const CountedSource& source, char* target, const PlaceMap& ma
       product.sums_stride = sums_stride;
       for (int64_t tap_row = 0; tap_row < tap_rows; ++tap_row) {
         const Space at = map.Tap(tap_row * row_taps);
-        const auto source_row = [&](int64_t row) -> int64_t {
-          const int64_t image = row / target_image_rows, within = row % target_image_rows;
-          const int64_t z = map.SourceOf(0, at[0], within / target_space[1]);
-          const int64_t y = map.SourceOf(1, at[1], within % target_space[1]);
-          return z < 0 || y < 0 ? -1 : (image * source_space[0] + z) * source_space[1] + y;
-        };
         // Rows whose sources follow one another are one list.
         for (int64_t row = begin; row < end;) {
-          const int64_t first = source_row(row);
+          const int64_t first = map.SourceRow(at, row);
           int64_t last = row + 1;
           if (first >= 0)
-            while (last < end && source_row(last) == first + last - row) ++last;
+            while (last < end && map.SourceRow(at, last) == first + last - row) ++last;
           const int64_t from = row;
           row = last;
           if (first < 0) continue;

@@ -1,8 +1,6 @@
 // Forward and input gradient where few channels meet and places are inactive: each active place of
 // the source is multiplied with the weights of a row of taps at once, and added to the result.
 #pragma once
-#include <cstdint>
-
 #include "core/status.h"
 #include "core/task_pool.h"
 #include "cpu/counted_source.h"

@@ -20,8 +20,7 @@ Status PackStrips(const PlacesConv& p, int64_t group, bool from_x, int64_t width
   panel.words = CeilDiv(panel.source_channels, packing.items_per_word);
   panel.word_bytes = packing.word_bytes;
   const int64_t bytes = panel.feature_groups * panel.strips * panel.strip_bytes();
-  panel.panel =
-      static_cast<char*>(Scratch(ScratchUse::kPanel, std::max(packing.word_bytes, bytes)));
+  panel.data = static_cast<char*>(Scratch(ScratchUse::kPanel, std::max(packing.word_bytes, bytes)));
   // The depth of a stored weight is the side that it reads: x's, or y's where it is mirrored.
   const bool is_transposed = from_x == p.mirrored;
   const int64_t per_group = p.channels() / p.feature_groups;
@@ -30,7 +29,7 @@ Status PackStrips(const PlacesConv& p, int64_t group, bool from_x, int64_t width
   TaskPool& worth = PoolForWork(pool, 0, 2.0 * bytes);
   return ParallelFor(worth, panel.feature_groups * panel.taps, [&](int64_t piece) {
     const int64_t feature_group = piece / panel.taps, tap = piece % panel.taps;
-    const int64_t stored_tap = p.mirrored ? panel.taps - 1 - tap : tap;
+    const int64_t stored_tap = p.stored_tap(tap);
     ColumnPanel from = {};
     from.source_stride = p.channels();
     from.depth = panel.source_channels;

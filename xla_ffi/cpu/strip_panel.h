@@ -9,7 +9,7 @@
 
 namespace jaxsparse::cpu {
 
-// What packs, and the words that come of it.
+// Which functions pack weights, and into what words.
 struct StripPacking {
   int64_t item_bytes, items_per_word, word_bytes;
   void (*columns)(const ColumnPanel&);
@@ -35,20 +35,20 @@ struct StripPacking {
 //   panel [feature group][strip][tap][words of the source's channels][width]
 struct StripPanel {
   int64_t feature_groups, strips, taps, source_channels, target_channels;  // of a feature group
-  int64_t words, width;
-  char* panel;
-  int64_t word_bytes;
+  int64_t words, width, word_bytes;
+  char* data;
 
   int64_t tap_words() const { return words * width; }
   int64_t tap_bytes() const { return tap_words() * word_bytes; }
   int64_t strip_bytes() const { return taps * tap_bytes(); }
   char* At(int64_t feature_group, int64_t strip, int64_t tap, int64_t word = 0) const {
     const int64_t before = (feature_group * strips + strip) * taps + tap;
-    return panel + before * tap_bytes() + word * width * word_bytes;
+    return data + before * tap_bytes() + word * width * word_bytes;
   }
 };
 
-// `group` as the problem counts them; `from_x`: whether x is the source. In ScratchUse::kPanel.
+// The weights of a group of the problem; `from_x`: whether x is the source. The panel lies in
+// ScratchUse::kPanel of the calling thread.
 Status PackStrips(const PlacesConv& problem, int64_t group, bool from_x, int64_t width,
                   const StripPacking& packing, TaskPool& pool, StripPanel* panel);
 

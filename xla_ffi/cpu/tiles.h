@@ -119,6 +119,8 @@ struct Tiles {
   int64_t items_per_word;
   bool sums_are_stored;  // the stored type is the sum's type
 
+  int64_t sum_bytes() const { return sums_are_stored ? item_bytes : 4; }
+
   ProductKernel product;
   // For so few rows that reading the weights is all the cost: never packs them.
   ProductKernel streamed_product;

@@ -43,7 +43,8 @@ void ListEntries(const EntryLists& p) {
     for (; c < p.channels; c += kLanes) {
       const int64_t left = Min(kLanes, p.channels - c);
       Sum numbers[kLanes];
-      StoreVector(numbers, LoadPartial<Singles<Type>>(row + c, left));
+      StoreVector(numbers,
+                  left == kLanes ? Type::Load(row + c) : LoadPartial<Singles<Type>>(row + c, left));
       for (int64_t i = 0; i < left; ++i) {
         values[count] = numbers[i];
         offsets[count] = first + static_cast<int32_t>(c + i) * channel_bytes;

@@ -79,7 +79,7 @@ JAXSPARSE_INLINE void CopyWords(const typename Op::Stored* row, int64_t items,
 }
 
 // The first sums of a vector, fewer than it has; the others are zero. Under a mask where there is
-// one: they are loaded and stored once a tile, and a copy is written before it is read.
+// one: a copy through memory waits for its stores, once a tile.
 template <class Sum>
 JAXSPARSE_INLINE typename Simd<Sum>::Vector LoadFew(const Sum* from, int64_t count) {
   using Vector = typename Simd<Sum>::Vector;
