@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -46,8 +47,11 @@ class PlacesProblem {
     args_.x = x_.data();
     args_.w = w_.data();
     args_.y = y_.data();
-    if (counted != Counted::kY) args_.x_counts = x_counts_.data();
-    if (counted != Counted::kX) args_.y_counts = y_counts_.data();
+    const auto pointer = [&](const std::vector<int32_t>& counts) {
+      return counts.empty() ? nothing_.data() + nothing_.size() : counts.data();
+    };
+    if (counted != Counted::kY) args_.x_counts = pointer(x_counts_);
+    if (counted != Counted::kX) args_.y_counts = pointer(y_counts_);
     for (int64_t g = 0; g < shape.groups; ++g) {
       for (auto* groups :
            {&args_.x_group, &args_.y_group, &args_.x_counts_group, &args_.y_counts_group})
@@ -92,6 +96,13 @@ class PlacesProblem {
     spoil(7, args_.out, y_counts_, !from_x, !from_x, &y_);
     zeros_meet_nothing_ = true;
     expected_.clear();
+  }
+
+  // Puts a number that no count can be where most counts are.
+  void SpoilCounts(int32_t wrong) {
+    for (auto* counts : {&x_counts_, &y_counts_})
+      for (int32_t& count : *counts)
+        if (Next() < 0.7) count = wrong;
   }
 
   // Numbers whose sums round.
@@ -188,7 +199,8 @@ class PlacesProblem {
   PlacesConv args_;
   Array x_, w_, y_;
   std::vector<int32_t> x_counts_, y_counts_;
-  std::vector<double> expected_;  // once computed
+  const std::vector<int32_t> nothing_ = {1};  // behind it are the counts of an empty array
+  std::vector<double> expected_;              // once computed
   bool zeros_meet_nothing_ = false;
   uint64_t state_ = 12345;
 };
@@ -285,6 +297,30 @@ TEST_CASE(
               CHECK(problem.Check(*table, pool) == "");
             }
           }
+        }
+}
+
+TEST_CASE("axes without places, and sides without channels") {
+  for (int axis = 0; axis < 3; ++axis)
+    for (const bool of_x : {false, true})
+      for (const Role role : kRoles)
+        for (const Counted counted : {Counted::kX, Counted::kY, Counted::kBoth}) {
+          ConvShape shape = Conv2d(2, 4, 3, 5, 3);
+          (of_x ? shape.x_space : shape.y_space)[axis] = 0;
+          CheckEverywhere(shape, role, DType::kF32, counted);
+          shape = Conv2d(2, 4, of_x ? 0 : 3, of_x ? 5 : 0, 3);
+          CheckEverywhere(shape, role, DType::kF32, counted);
+        }
+}
+
+TEST_CASE("counts that cannot be do no harm") {
+  for (const int64_t channels : {0, 3, 40})
+    for (const Role role : kRoles)
+      for (const Counted counted : {Counted::kX, Counted::kY, Counted::kBoth})
+        for (const int32_t wrong : {INT32_MIN, -1, INT32_MAX}) {
+          PlacesProblem problem(Conv2d(2, 9, channels, 40, 3), role, DType::kF32, counted, 0.9);
+          problem.SpoilCounts(wrong);
+          for (const cpu::KernelTable* table : Tables()) problem.Run(*table, cpu::CallerOnly());
         }
 }
 
