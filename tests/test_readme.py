@@ -17,3 +17,11 @@ def test_functions_layers_models_and_checks_run_as_printed(tmp_path):
     for words in ("rule 'layers/2': dense", "it has no pattern", "chosen", "agrees, worst error"):
         assert words in printed
     assert (tmp_path / "plan.json").exists()
+
+
+def test_sparse_inputs_run_as_printed():
+    pieces = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    (piece,) = (piece for piece in pieces if "js.masked_conv(" in piece)
+    imports = "import jax\nimport jax.numpy as jnp\nimport jaxsparse as js\n"
+    printed = run_python(f"{imports}{piece}print(mask.shape, len(taken))")
+    assert printed.split("\n")[-2].strip() == "(8, 28, 28) 1"

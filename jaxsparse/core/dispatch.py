@@ -66,7 +66,8 @@ def choose(member, spec, n_group, shapes, dtype, platforms, implementation) -> C
     absent = _why_no_handler(member, dtype, batch, platforms)
     if absent and implementation == "ffi":
         raise NotImplementedError(
-            f'{member.name}: implementation="ffi" needs a compiled kernel, but {absent}. '
+            f'{member.name}: implementation="ffi" needs a compiled kernel, but '
+            f"{absent.removesuffix('.')}. "
             "Use implementation=None to run what there is."
         )
     if absent:

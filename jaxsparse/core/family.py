@@ -171,9 +171,10 @@ class Member:
                 batch_spec = batch_spec if any(batch_spec) else batch_parts
             if any(part is not None for part in whole):
                 raise ValueError(
-                    f"{self.name}: features and stored blocks must not be sharded in explicit "
-                    f"mode, got {kind.name} with {PartitionSpec(*parts)}. Reshard it, or split the "
-                    "weight with jaxsparse.split_features."
+                    f"{self.name}: in explicit mode only group and batch axes may be sharded, not "
+                    f"space, features or stored blocks, got {kind.name} with "
+                    f"{PartitionSpec(*parts)}. Reshard it; jaxsparse.split_features splits a "
+                    "SparseWeight."
                 )
             group_specs.append(parts[:n_group])
         group_spec = [

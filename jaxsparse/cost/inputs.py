@@ -35,12 +35,12 @@ class InputMacs:
     @property
     def sparsity(self) -> float:
         """The share of zeros of the whole input."""
-        return 1 - float(self.nonzeros.sum()) / max(1, math.prod(self.input_shape))
+        return _saved(float(self.nonzeros.sum()), math.prod(self.input_shape))
 
     @property
     def reduction(self) -> float:
         """The share of MACs that zeros save."""
-        return 1 - float(self.sparse.sum()) / max(1, float(self.dense.sum()))
+        return _saved(float(self.sparse.sum()), float(self.dense.sum()))
 
     def __str__(self) -> str:
         lines = [
@@ -51,6 +51,10 @@ class InputMacs:
         rows = enumerate(zip(self.nonzeros, self.dense, self.sparse, strict=True))
         lines += [f"{i:6d} {n:12,d} {dense:16,d} {sparse:16,d}" for i, (n, dense, sparse) in rows]
         return "\n".join([*lines, f"{self.reduction:.1%} of all MACs are with zeros or padding"])
+
+
+def _saved(part: float, whole: float) -> float:
+    return 1 - part / whole if whole else 0.0
 
 
 def input_macs(

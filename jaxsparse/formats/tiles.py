@@ -44,7 +44,7 @@ class ActivationTiles:
     @property
     def density(self) -> jax.Array:
         """The share of all tiles that have a nonzero."""
-        return self.count / (self.shape[0] * self.shape[-1] * math.prod(self.grid))
+        return self.count / max(1, self.shape[0] * self.shape[-1] * math.prod(self.grid))
 
     def todense(self) -> jax.Array:
         """`x`, but for tiles beyond the capacity, which are zero."""
@@ -82,7 +82,7 @@ def activation_tiles(
             f"activation_tiles: x is [batch, *space, channels], got x.shape={x.shape}."
         )
     is_size = lambda n: isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-    sizes = tuple(block) if isinstance(block, Sequence) else (block,) * rank
+    sizes = tuple(block) if isinstance(block, (Sequence, np.ndarray)) else (block,) * rank
     if len(sizes) != rank or not all(is_size(size) and size > 0 for size in sizes):
         raise ValueError(
             f"activation_tiles: block is a positive int, or one for each of {rank} axes of space, "
@@ -110,5 +110,8 @@ def activation_tiles(
     size = int(count) if capacity is None else capacity
     places = jnp.nonzero(is_kept, size=size, fill_value=batch)
     indices = jnp.stack(places, -1).astype(jnp.int32)
-    values = tiles.at[places].get(mode="fill", fill_value=0)
+    if tiles.size:
+        values = tiles.at[places].get(mode="fill", fill_value=0)
+    else:
+        values = jnp.zeros((size, *sizes), x.dtype)
     return ActivationTiles(indices, values, count, tuple(x.shape), sizes)

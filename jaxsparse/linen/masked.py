@@ -49,7 +49,8 @@ class MaskedConv(nn.Conv):
     def output_mask(self, mask) -> jax.Array:
         """The places of the result that an active place reaches: the mask of the next layer.
 
-        With `submanifold`, the mask itself.
+        With `submanifold`, the mask itself. Else, other places of the result hold the bias,
+        which a next layer that is given this mask takes as zero.
         """
         return masked.mask_of_output(self, mask, transposed=False)
 
@@ -79,7 +80,11 @@ class MaskedConvTranspose(nn.ConvTranspose):
         return _forward(self, inputs, mask, (*taps_of(self), *channels), transposed=True)
 
     def output_mask(self, mask) -> jax.Array:
-        """The places of the result that an active place reaches: the mask of the next layer."""
+        """The places of the result that an active place reaches: the mask of the next layer.
+
+        Other places of the result hold the bias, which a next layer that is given this mask takes
+        as zero.
+        """
         return masked.mask_of_output(self, mask, transposed=True)
 
 

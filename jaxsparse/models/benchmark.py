@@ -61,6 +61,7 @@ def benchmark(model, *sample, seconds: float = 1.0, rtol: float | None = None, *
 
         print(benchmark(model, x))                                  # nnx; or a function
         print(benchmark(model, variables, x))                       # linen
+        print(benchmark(sparse, dense, x))                          # one against another
         print(benchmark({"dense": model, "sparse": other}, x))      # any two or more
 
     All are compiled, and their results compared with those of the first one, before they are timed
@@ -69,7 +70,8 @@ def benchmark(model, *sample, seconds: float = 1.0, rtol: float | None = None, *
     Args:
         model: a `flax.nnx.Module`, an unbound `flax.linen.Module` or a function, which runs as it
             is ("chosen") and with `mode("dense")` and `mode("sparse")`; or several of these by
-            name, which run as they are.
+            name, which run as they are. Two of them one after the other are "sparse" and "dense",
+            whatever they are, and are called with the rest.
         *sample: arrays that it is called with; the variables of a linen model come first.
         seconds: about how long to sample, all together. Compiling comes on top.
         rtol: by how much results may differ, relative to the largest entry of each; if None, 1e-3
@@ -85,6 +87,9 @@ def benchmark(model, *sample, seconds: float = 1.0, rtol: float | None = None, *
         TypeError, ValueError: what is no model, variables that are missing, a single function by
             name.
     """
+    if sample and callable(sample[0]):
+        dense, *sample = sample
+        model = {"dense": dense, "sparse": model}
     if isinstance(model, Mapping):
         if len(model) < 2:
             raise ValueError(f"benchmark: compare two functions or more, got {list(model)}.")

@@ -59,7 +59,8 @@ class MaskedConv(nnx.Conv):
     def output_mask(self, mask) -> jax.Array:
         """The places of the result that an active place reaches: the mask of the next layer.
 
-        With `submanifold`, the mask itself.
+        With `submanifold`, the mask itself. Else, other places of the result hold the bias,
+        which a next layer that is given this mask takes as zero.
         """
         return masked.mask_of_output(self, mask, transposed=False)
 
@@ -101,7 +102,11 @@ class MaskedConvTranspose(nnx.ConvTranspose):
         return _forward(self, inputs, mask, transposed=True)
 
     def output_mask(self, mask) -> jax.Array:
-        """The places of the result that an active place reaches: the mask of the next layer."""
+        """The places of the result that an active place reaches: the mask of the next layer.
+
+        Other places of the result hold the bias, which a next layer that is given this mask takes
+        as zero.
+        """
         return masked.mask_of_output(self, mask, transposed=True)
 
 

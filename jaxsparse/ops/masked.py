@@ -282,7 +282,8 @@ class Decision:
     """How a call on a sparse input ran.
 
     Attributes:
-        member: such as "masked_conv_forward".
+        member: such as "masked_conv_forward", as `explain` has it: to apply a transposed
+            convolution is "masked_conv_input_grad", and a product is a convolution without space.
         is_sparse: whether zeros were skipped, else XLA's dense op ran.
     """
 
@@ -542,7 +543,9 @@ def output_mask(
 ) -> jax.Array:
     """Which results of a convolution see an active place: the mask of its output.
 
-    Strides make it smaller and taps wider, so the places of a whole network are found once.
+    Strides make it smaller and taps wider, so the places of a whole network are found once. What is
+    added to every result, such as a bias, is not in it: a next layer that is given this mask takes
+    those places as zero.
 
     Args:
         mask: bool `[*batch, *space]`, of the input.

@@ -60,6 +60,16 @@ def test_tiles_of_nothing_are_none():
     assert not tiles.todense().any()
 
 
+@pytest.mark.parametrize("shape", [(0, 5, 7, 3), (2, 0, 7, 3), (2, 5, 7, 0)])
+@pytest.mark.parametrize("capacity", [None, 0, 4])
+def test_arrays_without_numbers_have_no_tiles(shape, capacity):
+    tiles = js.activation_tiles(jnp.ones(shape), block=np.array([2, 3]), capacity=capacity)
+    assert tiles.values.shape == (capacity or 0, 2, 3)
+    assert tiles.count == 0
+    assert tiles.density == 0
+    assert tiles.todense().shape == shape
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

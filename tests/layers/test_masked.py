@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import jaxsparse as js
 import jaxsparse.linen as jslinen
 import jaxsparse.nnx as jsnnx
 
@@ -132,6 +133,22 @@ def test_a_mask_goes_from_layer_to_layer():
     mask = jnp.asarray(mask)
     hidden, reached = first(x, mask), first.output_mask(mask)
     np.testing.assert_allclose(second(hidden, reached), second(hidden), rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_that_is_given_a_mask_takes_the_bias_of_the_one_before_as_zero():
+    ones = nnx.initializers.ones
+    first = jsnnx.MaskedConv(4, 6, (3, 3), rngs=nnx.Rngs(0), bias_init=ones)
+    second = jsnnx.MaskedConv(6, 5, (3, 3), rngs=nnx.Rngs(1))
+    x, mask = jnp.zeros((1, 9, 9, 4)).at[0, 1, 1].set(1), jnp.zeros((1, 9, 9), bool)
+    hidden, reached = first(x), first.output_mask(mask.at[0, 1, 1].set(True))
+    assert int(reached.sum()) == 9
+    assert int(js.active_places(hidden).sum()) == 81
+    expected = second(jnp.where(reached[..., None], hidden, 0))
+    np.testing.assert_allclose(second(hidden, reached), expected, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(expected, second(hidden))
+    first.submanifold = True  # has no bias there
+    hidden = first(x)
+    np.testing.assert_array_equal(js.active_places(hidden)[..., None], x[..., :1] > 0)
 
 
 def test_linen_layers_pass_masks_within_a_model():

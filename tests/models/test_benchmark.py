@@ -95,6 +95,15 @@ def test_rtol_says_how_much_results_may_differ():
         js.benchmark(functions, X, rtol=0.001)
 
 
+def test_two_models_are_the_sparse_and_the_dense_one(fixed_times):
+    sparse, dense = lambda x: js.matmul(x, W), lambda x: x @ W.todense()
+    rows = js.benchmark(sparse, dense, X)
+    assert [row.name for row in rows] == ["dense", "sparse"]
+    assert rows["sparse"].ratio == pytest.approx(5 / 6)
+    with pytest.raises(ArithmeticError, match="'sparse' off by"):
+        js.benchmark(lambda x: 2 * sparse(x), dense, X)
+
+
 def test_one_function_by_name_is_refused():
     with pytest.raises(ValueError, match=r"two functions or more, got \['a'\]"):
         js.benchmark({"a": jnp.sin}, X)
