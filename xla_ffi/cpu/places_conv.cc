@@ -71,15 +71,16 @@ class ActiveList {
   std::vector<int32_t> last_;
 };
 
-// The source that a side with counts is, and its totals. Counts are clamped: wrong ones must not
-// lead where there are no channels.
+// The source that a side with counts is, and its totals, which wrong counts must not make more than
+// there can be, or less than nothing.
 CountedSource Counted(const PlacesConv& p, bool from_x, int64_t group, const Side& side) {
   CountedSource source = {p, from_x, group, side.data, side.counts, 0, 0};
   const int64_t places = source.places();
   for (int64_t i = 0; i < places; ++i) {
-    source.nonzeros += std::clamp<int64_t>(side.counts[i], 0, side.channels);
+    source.nonzeros += side.counts[i];
     source.active += side.counts[i] > 0;
   }
+  source.nonzeros = std::clamp<int64_t>(source.nonzeros, 0, source.active * side.channels);
   return source;
 }
 
