@@ -86,6 +86,7 @@ def cases() -> Iterator[Case]:
             yield Case(problem, role, "places", 0.0, 0.97)
     for problem in (*many, _FEW):
         yield Case(problem, "detection", "places", 0.9)
+        yield Case(problem, "forward", "places", 1.0)  # what is left without multiplications
 
 
 def quick_cases() -> Iterator[Case]:
@@ -95,6 +96,7 @@ def quick_cases() -> Iterator[Case]:
     yield Case(small, "forward", "places", 0.9, variant="submanifold")
     yield Case(small, "forward", "numbers", 0.9)
     yield Case(small, "detection", "places", 0.9)
+    yield Case(small, "forward", "places", 1.0)
 
 
 def labels(quick: bool) -> dict[str, Case]:
