@@ -88,8 +88,7 @@ def benchmark(model, *sample, seconds: float = 1.0, rtol: float | None = None, *
             name.
     """
     if sample and callable(sample[0]):
-        dense, *sample = sample
-        model = {"dense": dense, "sparse": model}
+        model, sample = {"dense": sample[0], "sparse": model}, sample[1:]
     if isinstance(model, Mapping):
         if len(model) < 2:
             raise ValueError(f"benchmark: compare two functions or more, got {list(model)}.")

@@ -32,6 +32,13 @@ def test_macs_of_a_convolution_are_those_of_nonzeros(bias):
     assert cost.reduction == pytest.approx(1 - cost.sparse.sum() / cost.dense.sum())
 
 
+def test_nothing_saves_nothing():
+    cost = js.input_macs(np.zeros((0, 6, 5, 4), np.float32), (3, 3, 4, 6))
+    assert cost.dense.shape == cost.sparse.shape == (0,)
+    assert cost.sparsity == cost.reduction == 0
+    assert "0.0% of all MACs" in str(cost)
+
+
 def test_macs_of_a_transposed_convolution_are_counted_from_its_inputs():
     x = sparse_input()
     cost = js.input_macs(x, (4, 4, 4, 5), transposed=True, strides=(2, 2), padding="VALID")
