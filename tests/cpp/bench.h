@@ -18,6 +18,12 @@ inline double CpuSeconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
+// Whether a line is one of those that were asked for, which hold every word.
+inline bool HoldsAll(const std::string& line, const std::vector<std::string>& words) {
+  return std::all_of(words.begin(), words.end(),
+                     [&](const std::string& word) { return line.find(word) != std::string::npos; });
+}
+
 template <class F>
 double MedianSeconds(F run, int64_t threads, double budget_seconds) {
   std::vector<double> times;

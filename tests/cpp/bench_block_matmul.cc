@@ -85,9 +85,7 @@ bool Measure(const Shape& shape, Role role, DType dtype, const cpu::KernelTable&
                 static_cast<long>(shape.in), static_cast<long>(shape.out),
                 static_cast<long>(shape.block_in), static_cast<long>(shape.block_out),
                 shape.density);
-  for (const std::string& word : options.words) {
-    if (std::string(line).find(word) == std::string::npos) return true;
-  }
+  if (!HoldsAll(line, options.words)) return true;
   Problem problem(shape, role, dtype, RealNumbers(1));
   const Status status = problem.Run(table, pool);
   if (!status.ok() || !SampleIsRight(problem)) {

@@ -32,9 +32,7 @@ void Run(const cpu::EntryTiles& tiles, int64_t weight_bytes, double zeros, bool 
   std::snprintf(line, sizeof(line), "%3.0f %% zeros  %4ld KiB of weights  %5.1f entries  %s",
                 100 * zeros, static_cast<long>(weight_bytes >> 10), (1 - zeros) * channels,
                 is_even ? "even" : "as drawn");
-  for (const std::string& word : words) {
-    if (std::string(line).find(word) == std::string::npos) return;
-  }
+  if (!HoldsAll(line, words)) return;
 
   std::mt19937 random(1);
   Floats weights(channels * width), sums(kTargets * width);

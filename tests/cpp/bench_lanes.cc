@@ -63,9 +63,7 @@ void Run(const cpu::TileTable& table, const cpu::LaneShape& shape, const Block& 
   std::snprintf(line, sizeof(line), "%d x %dx%d  %ldx%ld window  %3.0f %%  %4.0f KiB %5.1f entries",
                 shape.values, shape.rows, shape.cols, block.taps, block.taps, 100 * block.density,
                 source.count * 4 / 1024.0, static_cast<double>(entries) / kColumns);
-  for (const std::string& word : words) {
-    if (std::string(line).find(word) == std::string::npos) return;
-  }
+  if (!HoldsAll(line, words)) return;
 
   const cpu::LaneTile tile = {reinterpret_cast<const char*>(source.data),
                               cols * lanes * static_cast<int64_t>(sizeof(float)),

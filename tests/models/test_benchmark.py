@@ -102,6 +102,9 @@ def test_two_models_are_the_sparse_and_the_dense_one(fixed_times):
     assert rows["sparse"].ratio == pytest.approx(5 / 6)
     with pytest.raises(ArithmeticError, match="'sparse' off by"):
         js.benchmark(lambda x: 2 * sparse(x), dense, X)
+    which = r"PyTreeDef\(\*\) of 'dense' and PyTreeDef\(\(\*,\)\) of 'sparse'"
+    with pytest.raises(ArithmeticError, match=which):
+        js.benchmark(lambda x: (sparse(x),), dense, X)
 
 
 def test_one_function_by_name_is_refused():
